@@ -1,0 +1,48 @@
+# Every target below 'help' first makes this checkout runnable: packaging/bootstrap.sh says what it does, and does nothing
+# when all is there.
+
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+
+VENV := .venv/bin
+CODE := cpe_agent cpe_controller tests
+
+# The environment is .venv and nothing else.
+unexport PYTHONHOME PYTHONPATH
+
+.PHONY: help bootstrap fmt check test demo lab bench deb
+
+help: ## show this list
+	@printf 'cpe_agent: run as root on Debian 12 or 13\n\n'
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+
+bootstrap: ## install what the other targets need (they do it themselves)
+	@packaging/bootstrap.sh
+
+fmt: bootstrap ## format the code and sort its imports
+	$(VENV)/ruff check --quiet --select I --fix $(CODE)
+	$(VENV)/ruff format $(CODE)
+
+check: bootstrap ## lint, format, types, who may import whom
+	$(VENV)/ruff check $(CODE)
+	$(VENV)/ruff format --check $(CODE)
+	$(VENV)/mypy $(CODE)
+	$(VENV)/lint-imports --no-logo
+
+test: check ## check, then every test (at most 10 minutes)
+	$(VENV)/python -m pytest
+
+demo: bootstrap ## bring up a whole network, break it, print what was lost (90 s)
+	@$(VENV)/python -m tests.lab.demo
+
+lab: bootstrap ## bring up the same network and leave it up until Ctrl-C
+	@$(VENV)/python -m tests.lab up
+
+bench: bootstrap ## measure; BENCH=name for one figure; writes build/bench.json
+	@mkdir -p build
+	@$(VENV)/python -m tests.bench $(BENCH)
+
+deb: ## build the .deb (not built yet)
+	@echo 'make deb: the Debian package is not built yet; run the agent from a checkout (README.md).' >&2; exit 1

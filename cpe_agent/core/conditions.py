@@ -1,0 +1,65 @@
+"""What is wrong with this site, in words that say what to do?
+
+Pure: from facts to conditions, newest knowledge only. Who shows them remembers since when they hold.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+from cpe_agent.core.health import State, Track
+from cpe_agent.model.condition import Condition, Severity
+from cpe_agent.model.dataplane import Bundle, Path
+from cpe_agent.model.document import Document
+
+REASONS = {"probes": "its probes are not answered", "ike": "its IKE_SA is gone", "link": "its uplink is down"}
+
+
+def conditions(
+    *,
+    document: Document | None,
+    bundles: Iterable[Bundle],
+    tracks: Mapping[Path, Track],
+    active: Mapping[str, Path | None],
+    now: float,
+    obstacles: Iterable[Condition],
+    target_errors: Mapping[str, str],
+    controller_error: str,
+    rejected: str,
+) -> tuple[Condition, ...]:
+    """All conditions that hold. `now` is wall time; `obstacles` come from compiling."""
+    found = list(obstacles)
+    if document is None:
+        reason = "this site has no document yet: it forwards nothing until the controller has given it one"
+        found.append(Condition("NoDocument", "", reason, Severity.DOWN))
+    elif now > document.expires_at.timestamp():
+        reason = f"expired on {document.expires_at:%Y-%m-%d}; bring the controller back or apply the network again"
+        found.append(Condition("DocumentExpired", "", reason))
+    if rejected:
+        found.append(Condition("DocumentRejected", "", f"the controller's document is refused: {rejected}"))
+    if controller_error:
+        found.append(Condition("ControllerUnreachable", "", controller_error))
+    for target, error in target_errors.items():
+        if error:
+            found.append(Condition("TargetFailed", target, error))
+    found += [_path(path, track) for path, track in tracks.items() if track.state is not State.UP]
+    found += [
+        Condition("PeerNotReady", str(path), "the hub answers probes but is not willing to serve")
+        for path, track in tracks.items()
+        if track.state is State.UP and not track.ready
+    ]
+    for bundle in bundles:
+        path = active.get(bundle.name)
+        track = tracks.get(path) if path else None
+        if track is None or track.state is State.DOWN:
+            reason = f"no path carries it; tried {', '.join(map(str, bundle.paths)) or 'none: no uplink is usable'}"
+            found.append(Condition("BundleDown", bundle.name, reason, Severity.DOWN))
+    return tuple(sorted(found, key=lambda condition: (condition.type, condition.subject)))
+
+
+def _path(path: Path, track: Track) -> Condition:
+    if track.state is State.UNKNOWN:
+        reason = "not up yet: " + ("waiting for its first probes" if track.ike else f"dialling {path.peer}")
+    else:
+        reason = REASONS.get(track.reason, "is down")
+    return Condition("PathDown", str(path), reason)

@@ -1,0 +1,125 @@
+"""How do overlapping pairs become elements that do not overlap?
+
+nftables refuses, or worse resolves by order, overlapping elements of a concatenated interval set, and deleting one may
+delete what covers it. So pairs are boxes in (source, destination, protocol, port), and what an earlier, wider box
+covers already is cut out of the later ones. In: boxes. Out: disjoint boxes with the same union, each with the tag
+of the box it comes from (the widest one that covers it).
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+
+import msgspec
+
+Range = tuple[int, int]
+
+
+class Box(msgspec.Struct, frozen=True, order=True):
+    """Closed integer ranges: source and destination addresses of `version`, protocol, port; `tag` says whose it is."""
+
+    version: int
+    source: Range
+    destination: Range
+    protocol: Range
+    port: Range
+    tag: str = ""
+
+    @property
+    def ranges(self) -> tuple[Range, Range, Range, Range]:
+        return (self.source, self.destination, self.protocol, self.port)
+
+
+def network_range(text: str) -> tuple[int, Range]:
+    """ "10.1.0.0/24" -> (4, (first, last))."""
+    network = ipaddress.ip_network(text)
+    return network.version, (int(network.network_address), int(network.broadcast_address))
+
+
+def disjoint(boxes: Iterable[Box]) -> tuple[Box, ...]:
+    """Boxes without overlap that admit exactly what `boxes` admit. Wider boxes are kept whole, so edits stay small."""
+    kept: list[Box] = []
+    # Only boxes that touch in every axis are compared: among thousands of pairs few do.
+    groups = [sorted(set(boxes))]
+    for axis in range(4):
+        groups = [part for group in groups for part in _split(group, axis)]
+    for group in groups:
+        done: list[Box] = []
+        for box in sorted(group, key=lambda b: (_size(b), b), reverse=True):
+            pieces = [box]
+            for other in done:
+                pieces = [rest for piece in pieces for rest in subtract(piece, other)]
+            done += pieces
+        kept += done
+    return tuple(sorted(kept))
+
+
+def _split(boxes: list[Box], axis: int) -> list[list[Box]]:
+    """Groups such that boxes of different groups do not overlap in `axis` (0 source .. 3 port)."""
+    if len(boxes) < 2:
+        return [boxes]
+    groups: list[list[Box]] = []
+    reach = (-1, -1)
+    for box in sorted(boxes, key=lambda b: (b.version, b.ranges[axis])):
+        first, last = box.ranges[axis]
+        if (box.version, first) > reach:
+            groups.append([])
+            reach = (box.version, last)
+        groups[-1].append(box)
+        reach = max(reach, (box.version, last))
+    return groups
+
+
+def _overlap(one: Range, other: Range) -> bool:
+    return one[0] <= other[1] and other[0] <= one[1]
+
+
+def _size(box: Box) -> int:
+    size = 1
+    for first, last in box.ranges:
+        size *= last - first + 1
+    return size
+
+
+def subtract(box: Box, hole: Box) -> list[Box]:
+    """`box` without `hole`: at most eight boxes, disjoint."""
+    if box.version != hole.version or not all(
+        _overlap(one, other) for one, other in zip(box.ranges, hole.ranges, strict=True)
+    ):
+        return [box]
+    rest: list[Box] = []
+    ranges = list(box.ranges)
+    for axis, (first, last) in enumerate(hole.ranges):
+        low, high = ranges[axis]
+        for side in ((low, first - 1), (last + 1, high)):
+            if max(side[0], low) <= min(side[1], high):
+                piece = list(ranges)
+                piece[axis] = side
+                rest.append(Box(box.version, piece[0], piece[1], piece[2], piece[3], box.tag))
+        ranges[axis] = (max(low, first), min(high, last))
+    return rest
+
+
+def element(box: Box) -> str:
+    """The box as nft writes it: "10.1.0.0/24 . 10.2.0.0/24 . 6 . 443"."""
+    parts = [_addresses(box.version, box.source), _addresses(box.version, box.destination)]
+    return " . ".join([*parts, _numbers(box.protocol), _numbers(box.port)])
+
+
+def address_pair(box: Box) -> str:
+    """The box's addresses alone: "10.1.0.0/24 . 10.2.0.0/24"."""
+    return f"{_addresses(box.version, box.source)} . {_addresses(box.version, box.destination)}"
+
+
+def _addresses(version: int, bounds: Range) -> str:
+    kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
+    first, last = kind(bounds[0]), kind(bounds[1])
+    if first == last:
+        return str(first)
+    networks = list(ipaddress.summarize_address_range(first, last))
+    return str(networks[0]) if len(networks) == 1 else f"{first}-{last}"
+
+
+def _numbers(bounds: Range) -> str:
+    return str(bounds[0]) if bounds[0] == bounds[1] else f"{bounds[0]}-{bounds[1]}"

@@ -1,0 +1,261 @@
+"""By which operations does charon come to hold the wanted tunnels?
+
+In: wanted `Tunnels`, observed `Charon`, and when each initiation may be tried again. Out: operations, in the order in
+which they matter. Theory of operation:
+
+- charon tells everything: which connections are loaded, which IKE_SAs live, which of them is busy with a task of ours.
+  Nothing is remembered here but how often an initiation was tried (`Attempts`), so a restart adopts what runs.
+- Only dialled paths are initiated; an answering connection is loaded and left to its dialler. One initiation is in
+  flight per path at most: none is issued while the path's IKE_SA is being set up or is busy.
+- An IKE_SA belongs to a path by the stem in its connection's name, and to the present settings by the digest in it.
+  One with other settings stays until its successor carries what it should (make before break).
+- A traffic child lives on its bundle's active path. The one left behind is ended only when the new one is installed.
+- A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
+  traffic child comes first and the probe second.
+- Children that go beyond the present configuration (a LAN that was removed) are ended, on hubs too.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import zlib
+from collections.abc import Iterable, Mapping
+
+import msgspec
+
+from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
+from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
+from cpe_agent.model.ops import (
+    Initiate,
+    LoadConnection,
+    LoadCredentials,
+    TerminateChild,
+    TerminateIke,
+    TunnelOp,
+    UnloadConnection,
+)
+
+# First retry after half a second: a hub that restarts is back in about that. A gateway that stays away is asked at
+# most every 15 s, which charon survives for ever (its own retransmissions stretch the cycle further).
+RETRY_FIRST_S = 0.5
+RETRY_MAX_S = 15.0
+
+
+class Attempt(msgspec.Struct, frozen=True):
+    """Initiations of one (connection, child) in a row without success, and when the next may be made."""
+
+    count: int
+    not_before: float
+
+
+Attempts = dict[tuple[str, str], Attempt]
+
+
+class Step(msgspec.Struct, frozen=True):
+    """What to do, what to remember, and when to look again at the latest (None: only when something happens)."""
+
+    ops: tuple[TunnelOp, ...]
+    attempts: Attempts
+    wake_at: float | None
+
+
+def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> Step:
+    """One look at charon. Idempotent: with everything in place there are no operations."""
+    ops: list[TunnelOp] = []
+    if wanted.connections and not observed.credentials_loaded:
+        ops.append(LoadCredentials())
+    ops += _loads(wanted, observed)
+    by_stem: dict[str, list[IkeSa]] = {}
+    for sa in observed.ike_sas:
+        by_stem.setdefault(stem_of(sa.connection), []).append(sa)
+    carrying = _carrying(wanted, by_stem)
+    starts: list[tuple[bool, Initiate]] = []
+    ends: list[TunnelOp] = []
+    waiting: list[float] = []
+    remembered: Attempts = {}
+    for connection in wanted.connections:
+        sas = by_stem.pop(connection.stem, [])
+        path = connection.path
+        if path is None:
+            ends += _answering_ends(connection, sas)
+            continue
+        start, path_ends = _dialled(connection, path, wanted, sas, carrying)
+        ends += path_ends
+        live = {
+            child.name for sa in sas if sa.connection == connection.name for child in sa.children if child.installed
+        }
+        for key, attempt in attempts.items():
+            if key[0] == connection.name and key[1] not in live:
+                remembered[key] = attempt
+        if start is None:
+            continue
+        key = (start.connection, start.child)
+        attempt = remembered.get(key, Attempt(0, now))
+        if attempt.not_before > now:
+            waiting.append(attempt.not_before)
+            continue
+        remembered[key] = Attempt(attempt.count + 1, now + _retry_after(connection, attempt.count))
+        waiting.append(remembered[key].not_before)
+        starts.append((start.child == PROBE_CHILD, start))
+    for sas in by_stem.values():
+        ends += [TerminateIke(sa.unique_id, force=True) for sa in sas]
+    # Traffic first: a bundle waits for it. Ends last: never before.
+    ops += [start for _, start in sorted(starts, key=lambda item: item[0])]
+    ops += ends
+    names = {connection.name for connection in wanted.connections}
+    ops += [UnloadConnection(name) for name in sorted(set(observed.connections) - names)]
+    return Step(tuple(ops), remembered, min(waiting, default=None))
+
+
+def missing(wanted: Tunnels, observed: Charon) -> tuple[str, ...]:
+    """What is wanted and not there, in words; empty when charon is in sync. Paths that are being dialled count."""
+    found: list[str] = []
+    if wanted.connections and not observed.credentials_loaded:
+        found.append("credentials are not loaded")
+    found += [f"connection {op.connection.stem} is not loaded" for op in _loads(wanted, observed)]
+    return tuple(found)
+
+
+def _loads(wanted: Tunnels, observed: Charon) -> list[LoadConnection]:
+    ops = []
+    for connection in wanted.connections:
+        loaded = observed.connections.get(connection.name)
+        want = tuple(sorted(LoadedChild(c.name, c.local_ts, c.remote_ts) for c in connection.children))
+        if loaded is None or tuple(sorted(loaded)) != want:
+            ops.append(LoadConnection(connection))
+    return ops
+
+
+def _carrying(wanted: Tunnels, by_stem: Mapping[str, list[IkeSa]]) -> set[str]:
+    """Traffic children that are installed, whole, where they belong now."""
+    names: set[str] = set()
+    for connection in wanted.connections:
+        path = connection.path
+        if path is None:
+            continue
+        for name in wanted.active.get(path, frozenset()):
+            config = _config(connection, name)
+            if config and any(
+                _installed(sa, config) for sa in by_stem.get(connection.stem, []) if sa.unique_id not in wanted.dead
+            ):
+                names.add(name)
+    return names
+
+
+def _config(connection: Connection, name: str) -> Child | None:
+    return next((child for child in connection.children if child.name == name), None)
+
+
+def _installed(sa: IkeSa, config: Child) -> ChildSa | None:
+    """The newest installed child of this name whose selectors are the wanted ones (a narrowed one does not count)."""
+    found = [
+        child
+        for child in sa.children
+        if child.name == config.name
+        and child.installed
+        and sorted(child.local_ts) == sorted(config.local_ts)
+        and sorted(child.remote_ts) == sorted(config.remote_ts)
+    ]
+    return max(found, key=lambda child: child.unique_id, default=None)
+
+
+def _dialled(
+    connection: Connection, path: Path, wanted: Tunnels, sas: list[IkeSa], carrying: set[str]
+) -> tuple[Initiate | None, list[TunnelOp]]:
+    ends: list[TunnelOp] = [TerminateIke(sa.unique_id, force=True) for sa in sas if sa.unique_id in wanted.dead]
+    alive = [sa for sa in sas if sa.unique_id not in wanted.dead]
+    current = [sa for sa in alive if sa.connection == connection.name]
+    established = [sa for sa in current if sa.established]
+    traffic = sorted(wanted.active.get(path, frozenset()))
+    if not established:
+        if any(not sa.established and sa.state != "DELETING" for sa in current):
+            return None, ends
+        return Initiate(connection.name, traffic[0] if traffic else PROBE_CHILD), ends
+    newest = max(established, key=lambda sa: sa.unique_id)
+    start = None
+    lacking = []
+    for name in [*traffic, PROBE_CHILD]:
+        config = _config(connection, name)
+        if config is not None and _installed(newest, config) is None:
+            lacking.append(name)
+    if lacking and not newest.busy:
+        start = Initiate(connection.name, lacking[0])
+    if not lacking:
+        # The successor carries all it should: what came before it, with other settings or doubled, can go.
+        ends += [TerminateIke(sa.unique_id, force=False) for sa in alive if sa is not newest and not _setting_up(sa)]
+    ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carrying)
+    return start, ends
+
+
+def _setting_up(sa: IkeSa) -> bool:
+    return not sa.established
+
+
+def _surplus(
+    connection: Connection, sa: IkeSa, belonging: set[str], wanted: Tunnels, carrying: set[str]
+) -> list[TunnelOp]:
+    known = {name for names in wanted.active.values() for name in names}
+    ends: list[TunnelOp] = []
+    for child in sa.children:
+        if not child.installed:
+            continue
+        config = _config(connection, child.name)
+        if child.name in belonging and config is not None:
+            best = _installed(sa, config)
+            doubled = best is not None and best.unique_id != child.unique_id and child.state == "INSTALLED"
+            # A double, or one with yesterday's selectors, goes once the right one is there; at once if it goes too far.
+            surplus = doubled or (best is None and not _covered(child, config))
+        else:
+            surplus = child.name not in known or child.name in carrying
+        if surplus:
+            ends.append(TerminateChild(child.unique_id))
+    return ends
+
+
+def _answering_ends(connection: Connection, sas: Iterable[IkeSa]) -> list[TunnelOp]:
+    """On the answering side: end what our present configuration would not agree to any more."""
+    ends: list[TunnelOp] = []
+    for sa in sas:
+        for child in sa.children:
+            config = _config(connection, child.name)
+            if child.installed and (config is None or not _covered(child, config)):
+                ends.append(TerminateChild(child.unique_id))
+    return ends
+
+
+def _covered(child: ChildSa, config: Child) -> bool:
+    return _inside(child.local_ts, config.local_ts) and _inside(child.remote_ts, config.remote_ts)
+
+
+def _inside(narrow: Iterable[str], wide: Iterable[str]) -> bool:
+    allowed = [ipaddress.ip_network(ts.partition("[")[0]) for ts in wide]
+    for ts in narrow:
+        net, _, protocol = ts.partition("[")
+        subnet = ipaddress.ip_network(net)
+        if not any(
+            network.version == subnet.version
+            and subnet.subnet_of(network)  # type: ignore[arg-type]
+            and (not tail or tail == protocol)
+            for network, tail in ((n, w.partition("[")[2]) for n, w in zip(allowed, wide, strict=True))
+        ):
+            return False
+    return True
+
+
+def _retry_after(connection: Connection, count: int) -> float:
+    """Doubling, capped, and spread by a hash of who dials whom, so that a hub's return is no stampede."""
+    spread = 0.75 + (zlib.crc32(f"{connection.ike.local_id}/{connection.stem}/{count}".encode()) % 1000) / 2000
+    return float(min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(count, 10)) * spread)
+
+
+def carrying(bundles: Iterable[Bundle], charon: Charon) -> dict[str, Path]:
+    """Bundle name -> the path of its newest installed traffic child."""
+    newest: dict[str, tuple[int, Path]] = {}
+    for sa in charon.ike_sas:
+        path = Path.parse(stem_of(sa.connection))
+        if path is None:
+            continue
+        for child in sa.children:
+            if child.installed and child.unique_id > newest.get(child.name, (0, path))[0]:
+                newest[child.name] = (child.unique_id, path)
+    return {bundle.name: newest[bundle.child][1] for bundle in bundles if bundle.child in newest}

@@ -1,0 +1,221 @@
+"""Which connections, bundles and probes does a document ask for?
+
+Pure. A dialled peer gives one connection per path (uplink x endpoint), with a probe child and one traffic child per
+bundle that this peer can carry. A peer that dials us gives one answering connection: its LANs and ours, which charon
+narrows to what the dialler asks. Bundles are pairs with the same ordered peers and class; no two may claim the same
+packet.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable, Mapping
+
+from cpe_agent.core.uplinks import ResolvedUplink
+from cpe_agent.model.dataplane import PROBE_CHILD, TRAFFIC_CHILD, Backend, Bundle, Child, Connection, Ike, Path, Probe
+from cpe_agent.model.document import Document, DocumentError, Endpoint, Pair, Peer
+
+# suite -> (IKE proposal, ESP proposal). ESP keys are refreshed with a key exchange of their own (forward secrecy).
+SUITES = {
+    "aes256gcm-ecp256": ("aes256gcm16-prfsha384-ecp256", "aes256gcm16-ecp256"),
+    "aes128gcm-ecp256": ("aes128gcm16-prfsha256-ecp256", "aes128gcm16-ecp256"),
+}
+METERED = "cellular"
+
+
+def connections(
+    document: Document, uplinks: Iterable[ResolvedUplink], identity: str, backend: Backend
+) -> tuple[Connection, ...]:
+    """One per dialled path and one per peer that dials us, sorted by stem."""
+    found: list[Connection] = []
+    claims = selectors(document)
+    for name, peer in document.peers.items():
+        if not peer.dial:
+            found.append(_answering(document, name, peer, identity, backend))
+            continue
+        for uplink in uplinks:
+            for endpoint in peer.endpoints:
+                found.append(_dialled(document, uplink, name, peer, endpoint, identity, claims))
+    return tuple(sorted(found, key=lambda connection: connection.stem))
+
+
+def bundles(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Bundle, ...]:
+    """Bundles of pairs that need a peer we dial, with their paths: best peer first, then best uplink, then endpoint."""
+    uplinks = tuple(uplinks)
+    found = []
+    for (peers, class_), pairs in grouped(document).items():
+        asked = document.classes.get(class_)
+        paths = [
+            Path(uplink.name, peer, endpoint.name)
+            for peer in peers
+            if document.peers[peer].dial
+            for uplink in uplinks
+            if not (asked and asked.metered == "never" and uplink.kind == METERED)
+            for endpoint in document.peers[peer].endpoints
+        ]
+        if any(document.peers[peer].dial for peer in peers):
+            name = bundle_name(peers, class_)
+            ids = tuple(sorted(pair.id for pair in pairs))
+            found.append(Bundle(name, f"{TRAFFIC_CHILD}-{name}", tuple(paths), ids))
+    return tuple(sorted(found))
+
+
+def probes(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Probe, ...]:
+    """How each dialled path is probed."""
+    found = []
+    for uplink in uplinks:
+        pace = document.uplinks[uplink.name].probe
+        for name, peer in document.peers.items():
+            for endpoint in peer.endpoints if peer.dial else ():
+                found.append(
+                    Probe(
+                        Path(uplink.name, name, endpoint.name),
+                        uplink.path_address,
+                        endpoint.probe_address,
+                        endpoint.ready_address,
+                        pace.active_interval_ms / 1000,
+                        pace.standby_interval_ms / 1000,
+                        pace.misses,
+                    )
+                )
+    return tuple(sorted(found))
+
+
+def grouped(document: Document) -> dict[tuple[tuple[str, ...], str], list[Pair]]:
+    """Pairs by (ordered peers, class)."""
+    found: dict[tuple[tuple[str, ...], str], list[Pair]] = {}
+    for pair in document.pairs:
+        found.setdefault((pair.peers, pair.class_), []).append(pair)
+    return found
+
+
+def bundle_name(peers: tuple[str, ...], class_: str) -> str:
+    """ "centre+cloud", or "centre+cloud/voice" for a class of its own."""
+    return "+".join(peers) + ("" if class_ == "default" else f"/{class_}")
+
+
+def selectors(document: Document) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+    """Bundle name -> (local, remote) traffic selectors. A subnet that several bundles claim is told apart by protocol
+    and port, and only one may claim all of it; otherwise `DocumentError`."""
+    groups = grouped(document)
+    claimed: dict[str, list[str]] = {}
+    for (peers, class_), pairs in groups.items():
+        for subnet in {pair.remote for pair in pairs}:
+            claimed.setdefault(subnet, []).append(bundle_name(peers, class_))
+    wide: dict[str, str] = {}
+    found: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    for (peers, class_), pairs in groups.items():
+        name = bundle_name(peers, class_)
+        remote: set[str] = set()
+        local: set[str] = set()
+        for pair in pairs:
+            tail = _tails(pair) if len(claimed[pair.remote]) > 1 else [("", "")]
+            if tail == [("", "")]:
+                other = wide.setdefault(pair.remote, name)
+                if other != name:
+                    index = document.pairs.index(pair)
+                    reason = (
+                        f"{pair.remote} is claimed whole by {other} and by {name}: same peers, class, or a protocol"
+                    )
+                    raise DocumentError(f"pairs[{index}].remote", reason)
+            for here, there in tail:
+                remote.add(f"{pair.remote}{there}")
+                local |= {f"{subnet}{here}" for subnet in _own_subnets(document)}
+        found[name] = (tuple(sorted(local)), tuple(sorted(remote)))
+    return found
+
+
+def _tails(pair: Pair) -> list[tuple[str, str]]:
+    """Selector suffixes (local, remote) of a pair: the port is the responder's."""
+    if pair.protocol is None:
+        return [("", "")]
+    plain = f"[{pair.protocol}]"
+    if not pair.ports or pair.initiator == "either":
+        return [(plain, plain)]
+    ports = [f"[{pair.protocol}/{ports}]" for ports in pair.ports]
+    return [(plain, port) if pair.initiator == "local" else (port, plain) for port in ports]
+
+
+def _own_subnets(document: Document) -> tuple[str, ...]:
+    return (*(lan.subnet for lan in document.lans), _host(document.site_address))
+
+
+def _host(address: str) -> str:
+    return str(ipaddress.ip_network(address))
+
+
+def _dialled(
+    document: Document,
+    uplink: ResolvedUplink,
+    name: str,
+    peer: Peer,
+    endpoint: Endpoint,
+    identity: str,
+    claims: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
+) -> Connection:
+    probe = Child(
+        PROBE_CHILD,
+        (_host(uplink.path_address),),
+        tuple(sorted({_host(endpoint.probe_address), _host(endpoint.ready_address)})),
+    )
+    traffic = [
+        Child(f"{TRAFFIC_CHILD}-{bundle_name(peers, class_)}", *claims[bundle_name(peers, class_)])
+        for peers, class_ in grouped(document)
+        if name in peers
+    ]
+    ike_proposal, esp_proposal = SUITES[document.ipsec.suite]
+    ike = Ike(
+        local_addrs=(_source(uplink, endpoint.address),),
+        remote_addrs=(endpoint.address,),
+        remote_port=peer.port,
+        local_id=identity,
+        remote_id=peer.identity,
+        proposal=ike_proposal,
+        esp_proposal=esp_proposal,
+        dpd_s=document.ipsec.dpd_s,
+        rekey_s=document.ipsec.rekey_s,
+        reauth_s=document.ipsec.max_age_s,
+    )
+    return Connection(str(Path(uplink.name, name, endpoint.name)), ike, (probe, *sorted(traffic)))
+
+
+def _source(uplink: ResolvedUplink, remote: str) -> str:
+    """The uplink's address of the endpoint's IP version; for a name, IPv4 first."""
+    try:
+        version = ipaddress.ip_address(remote).version
+    except ValueError:
+        version = 4 if 4 in uplink.addresses else 6
+    found = uplink.addresses.get(version)
+    # No address of that version: the connection cannot come up, and says so; another endpoint may do.
+    return found.address if found else ("0.0.0.0" if version == 4 else "::")
+
+
+def _answering(document: Document, name: str, peer: Peer, identity: str, backend: Backend) -> Connection:
+    own = {a for endpoint in document.endpoints for a in (endpoint.probe_address, endpoint.ready_address)}
+    children = [
+        Child(
+            TRAFFIC_CHILD,
+            tuple(sorted(_own_subnets(document))),
+            tuple(sorted({*peer.lans, _host(peer.site_address)})),
+            # In the kernel both the old and the new SA must be accepted while a bundle moves.
+            unique_marks=backend is Backend.KERNEL,
+        )
+    ]
+    if own and peer.path_addresses:
+        there = tuple(sorted(_host(address) for address in peer.path_addresses))
+        children.append(Child(PROBE_CHILD, tuple(sorted(_host(address) for address in own)), there))
+    ike_proposal, esp_proposal = SUITES[document.ipsec.suite]
+    ike = Ike(
+        local_addrs=(),
+        remote_addrs=(),
+        remote_port=0,
+        local_id=identity,
+        remote_id=peer.identity,
+        proposal=ike_proposal,
+        esp_proposal=esp_proposal,
+        # Only the dialler rekeys and replaces: a stale SA here must never become the newest.
+        dpd_s=document.ipsec.dpd_s,
+        rekey_s=0,
+        reauth_s=0,
+    )
+    return Connection(name, ike, tuple(sorted(children)))

@@ -1,0 +1,353 @@
+"""How does charon hold our tunnels, and what does it say about them?
+
+In: `TunnelOp`s, our certificate, key and authorities. Out: charon's own account (`Charon`), and its
+events. Nothing is decided here. charon's words are translated in both directions, so that what was loaded and what is
+read compare with ==; only names that start with "cpe-" are ever looked at or touched.
+
+What charon does, as measured with 5.9.8, and what follows:
+
+- Credentials live in charon's memory and go when it restarts; certificates can be taken back only all at once. Ours are
+  loaded as a whole after clearing, and never inside a connection: so a renewed certificate takes no new connection.
+  Our charon trusts no authority but the document's.
+- `initiate` with timeout -1 says yes to a child that is there already, and does nothing. It says yes to what then
+  fails, too. A set-up that nobody answers ends without any event: look again in time.
+- `terminate` and `unload-conn` refuse what is not there. Here that is no error.
+- A listing of 5,000 connections takes 0.5 s, their names 5 ms: contents are read when a name or our own loading gives a
+  reason to, and every now and then for all that nobody tells us.
+- charon drops a selector that another one of the same child contains, keeps the order of a loaded child's and sorts an
+  installed child's, and writes ports as names.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator, Iterable, Mapping
+from functools import cache
+from pathlib import Path
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding
+
+from cpe_agent.edge.vici import Outgoing, Reply, ViciClient, ViciRefused, section, text, texts
+from cpe_agent.model.dataplane import CONNECTION_PREFIX, Backend, Child, Connection
+from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, IkeSa, LoadedChild
+from cpe_agent.model.ops import (
+    Initiate,
+    LoadConnection,
+    LoadCredentials,
+    TerminateChild,
+    TerminateIke,
+    TunnelOp,
+    UnloadConnection,
+)
+from cpe_agent.ports import EdgeError
+
+IKE_PORT = 4500
+# Names and keys are compared at each read, contents at every this many: somebody else's change is seen within that.
+READS_UNTIL_CONTENTS = 20
+# Up to so many changed connections are listed one by one, more in one listing of all.
+LIST_SINGLY = 8
+# An SA that could not be replaced in time (the hub was away) still carries traffic: grace before charon ends it.
+GRACE_MIN_S = 60
+
+# While one of these is under way in an IKE_SA, what is missing may be about to come. DPD, deletions and the like leave
+# an IKE_SA idle.
+_BUSY = frozenset(
+    {
+        "IKE_INIT", "IKE_NATD", "IKE_CERT_PRE", "IKE_AUTH", "IKE_CERT_POST", "IKE_CONFIG", "IKE_AUTH_LIFETIME",
+        "IKE_ESTABLISH", "IKE_REKEY", "IKE_REAUTH", "IKE_REAUTH_COMPLETE", "IKE_VERIFY_PEER_CERT", "CHILD_CREATE",
+        "CHILD_REKEY",
+    }
+)  # fmt: skip
+_EVENTS = ("ike-updown", "child-updown", "ike-rekey", "child-rekey")
+
+
+class CharonTunnels:
+    """A `TunnelPort` over one charon's VICI socket. Credentials are PEM: the certificate may be followed by
+    intermediate ones; `cas_pem` holds any number. Raises EdgeError, also for credentials that cannot be read."""
+
+    def __init__(
+        self, vici_socket: Path, certificate_pem: bytes, key_pem: bytes, cas_pem: bytes, backend: Backend
+    ) -> None:
+        self._vici = ViciClient(vici_socket)
+        self._backend = backend
+        self._key_pem = key_pem
+        certificates = _certificates(certificate_pem, "our certificate")
+        self._own = tuple(c.public_bytes(Encoding.DER) for c in certificates)
+        self._authorities = tuple(c.public_bytes(Encoding.DER) for c in _certificates(cas_pem, "authorities"))
+        # charon names a key by the SHA-1 of the public key's bits, as a subject key identifier does.
+        self._key_id = x509.SubjectKeyIdentifier.from_public_key(certificates[0].public_key()).digest.hex()
+        self._children: dict[str, tuple[LoadedChild, ...]] = {}
+        self._changed: set[str] = set()
+        self._reads_left = 0
+        self._certificates_seen = False
+
+    async def read(self) -> Charon:
+        """What charon holds of ours now. Raises EdgeError."""
+        if self._reads_left == 0:
+            self._children = {}
+            self._certificates_seen = False
+            self._reads_left = READS_UNTIL_CONTENTS
+        credentials_loaded = await self._credentials_loaded()
+        connections = await self._connections()
+        listed = await self._vici.collect("list-sas", {}, "list-sa")
+        ike_sas = tuple(_ike_sa(name, sa) for entry in listed for name, sa in _ours(entry))
+        self._reads_left -= 1
+        return Charon(connections, ike_sas, credentials_loaded)
+
+    async def apply(self, op: TunnelOp) -> None:
+        """Do one operation. Raises EdgeError; what is there already, or gone already, is no error."""
+        match op:
+            case LoadCredentials():
+                await self._load_credentials()
+            case LoadConnection(connection):
+                self._changed.add(connection.name)
+                message = connection_message(connection, self._backend)
+                await self._vici.request("load-conn", {connection.name: message})
+            case UnloadConnection(name):
+                self._changed.add(name)
+                await self._end("unload-conn", {"name": name})
+            case Initiate(connection=name, child=child):
+                await self._vici.request("initiate", {"ike": name, "child": child, "timeout": -1})
+            case TerminateChild(unique_id):
+                # By force a child hangs in DELETING and keeps its traffic: never.
+                await self._end("terminate", {"child-id": unique_id, "force": False, "timeout": -1})
+            case TerminateIke(unique_id, force):
+                await self._end("terminate", {"ike-id": unique_id, "force": force, "timeout": -1})
+
+    async def events(self) -> AsyncIterator[CharonEvent]:
+        """Ups, downs and replacements (told as an up of the new one) of what is ours, on a connection of its own.
+
+        Registered with charon before the first is waited for. Raises EdgeError when charon goes; close the iterator
+        (`aclose`) to end the subscription.
+        """
+        async with self._vici.events(*_EVENTS) as events:
+            async for kind, message in events:
+                for event in _events(kind, message):
+                    yield event
+
+    def close(self) -> None:
+        """Drop the connection; a later call connects again."""
+        self._vici.close()
+
+    async def _credentials_loaded(self) -> bool:
+        keys = texts(await self._vici.request("get-keys"), "keys")
+        if keys != (self._key_id,):
+            self._certificates_seen = False
+        elif not self._certificates_seen:
+            listed = await self._vici.collect("list-certs", {"type": "x509"}, "list-cert")
+            self._certificates_seen = self._certificates_match(listed)
+        return self._certificates_seen
+
+    def _certificates_match(self, listed: Iterable[Reply]) -> bool:
+        """All of ours are there, and no root that the document no longer names (peers' own certificates are cached)."""
+        found = {entry["data"]: text(entry, "flag") for entry in listed if isinstance(entry["data"], bytes)}
+        stale = {data for data, flag in found.items() if flag == "CA" and _is_root(data)} - set(self._authorities)
+        trusted = all(found.get(data) == "CA" for data in self._authorities)
+        return trusted and not stale and all(data in found for data in self._own)
+
+    async def _load_credentials(self) -> None:
+        self._certificates_seen = False
+        await self._vici.request("clear-creds")
+        for data in self._authorities:
+            await self._vici.request("load-cert", {"type": "x509", "flag": "CA", "data": data})
+        for data in self._own:
+            await self._vici.request("load-cert", {"type": "x509", "flag": "NONE", "data": data})
+        await self._vici.request("load-key", {"type": "any", "data": self._key_pem})
+
+    async def _connections(self) -> dict[str, tuple[LoadedChild, ...]]:
+        names = texts(await self._vici.request("get-conns"), "conns")
+        wanted = {name for name in names if name.startswith(CONNECTION_PREFIX)}
+        known = {name: self._children[name] for name in wanted & set(self._children) - self._changed}
+        unknown = wanted - set(known)
+        if len(unknown) > LIST_SINGLY:
+            known = await self._list({})
+        else:
+            for name in sorted(unknown):
+                known |= await self._list({"ike": name})
+        self._children = known
+        self._changed.clear()
+        return dict(known)
+
+    async def _list(self, which: Mapping[str, Outgoing]) -> dict[str, tuple[LoadedChild, ...]]:
+        listed = await self._vici.collect("list-conns", which, "list-conn")
+        return {name: _loaded_children(conn) for entry in listed for name, conn in _ours(entry)}
+
+    async def _end(self, command: str, message: Mapping[str, Outgoing]) -> None:
+        try:
+            await self._vici.request(command, message)
+        except ViciRefused as refused:
+            if "not found" not in refused.cause and "no matching" not in refused.cause:
+                raise
+
+
+def connection_message(connection: Connection, backend: Backend) -> dict[str, Outgoing]:
+    """The section that load-conn takes. charon refuses options that it does not know."""
+    ike = connection.ike
+    longest_s = max(ike.rekey_s, ike.reauth_s)
+    message: dict[str, Outgoing] = {
+        "version": 2,
+        "local_addrs": ike.local_addrs or ("%any",),
+        "remote_addrs": ike.remote_addrs or ("%any",),
+        # One port for everything; without local_port charon would send from 500, without the non-ESP marker.
+        "local_port": IKE_PORT,
+        "encap": True,
+        # A path is pinned to its uplink: it is replaced, never moved.
+        "mobike": False,
+        # One IKE_SA per path, all between the same two identities.
+        "unique": "never",
+        "proposals": [ike.proposal],
+        "dpd_delay": _seconds(ike.dpd_s),
+        "rekey_time": _seconds(ike.rekey_s),
+        "reauth_time": _seconds(ike.reauth_s),
+        "over_time": _seconds(_grace_s(longest_s)),
+        "rand_time": _seconds(longest_s // 10),
+        # A dial that fails ends; core.tunnels knows when to try again.
+        "keyingtries": 1,
+        "send_cert": "always",
+        "local": {"auth": "pubkey", "id": _identity(ike.local_id)},
+        "remote": {"auth": "pubkey", "id": _identity(ike.remote_id)},
+        "children": {child.name: _child(child, connection, backend) for child in connection.children},
+    }
+    if connection.path is not None:
+        # What answers takes whatever port a carrier's NAT has chosen.
+        message["remote_port"] = ike.remote_port
+    return message
+
+
+def canonical_selector(selector: str) -> str:
+    """charon's print form with ports as numbers: "10.1.0.0/24[tcp/https]" is "10.1.0.0/24[tcp/443]"."""
+    subnet, bracket, rest = selector.partition("[")
+    protocol, slash, port = rest.removesuffix("]").partition("/")
+    if not bracket or not slash or port[:1].isdigit():
+        return selector
+    return f"{subnet}[{protocol}/{_port_number(protocol, port)}]"
+
+
+@cache
+def _port_number(protocol: str, service: str) -> str:
+    # charon found the name in the same database; what is no service there ("OPAQUE", a range) stays as it is.
+    try:
+        return str(socket.getservbyname(service, protocol))
+    except OSError:
+        return service
+
+
+def _child(child: Child, connection: Connection, backend: Backend) -> dict[str, Outgoing]:
+    ike = connection.ike
+    message: dict[str, Outgoing] = {
+        "mode": "tunnel",
+        "local_ts": child.local_ts,
+        "remote_ts": child.remote_ts,
+        "esp_proposals": [ike.esp_proposal],
+        "rekey_time": _seconds(ike.rekey_s),
+        "life_time": _seconds(ike.rekey_s + _grace_s(ike.rekey_s)),
+        "rand_time": _seconds(ike.rekey_s // 10),
+        # The agent alone starts and ends tunnels.
+        "start_action": "none",
+        "close_action": "none",
+        "dpd_action": "clear",
+    }
+    if child.unique_marks and backend is Backend.KERNEL:
+        # The old and the new SA are both accepted during a move.
+        message |= {"mark_in": "%unique", "set_mark_in": "%same"}
+    return message
+
+
+def _grace_s(lifetime_s: int) -> int:
+    return max(GRACE_MIN_S, lifetime_s // 10) if lifetime_s else 0
+
+
+def _seconds(number: int) -> str:
+    return f"{number}s"
+
+
+def _identity(name: str) -> str:
+    # Else a name of hexadecimal digits or one that looks like an address would be taken for something else.
+    return f"fqdn:{name}"
+
+
+def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError as error:
+        raise EdgeError("charon", f"read {what}", str(error)) from error
+
+
+def _is_root(data: bytes) -> bool:
+    try:
+        certificate = x509.load_der_x509_certificate(data)
+    except ValueError:
+        return False
+    return certificate.subject == certificate.issuer
+
+
+def _ours(entry: Reply) -> list[tuple[str, Reply]]:
+    return [(name, section(entry, name)) for name in entry if name.startswith(CONNECTION_PREFIX)]
+
+
+def _loaded_children(connection: Reply) -> tuple[LoadedChild, ...]:
+    children = section(connection, "children")
+    return tuple(
+        LoadedChild(name, _selectors(child, "local-ts"), _selectors(child, "remote-ts"))
+        for name, child in ((name, section(children, name)) for name in children)
+    )
+
+
+def _ike_sa(connection: str, sa: Reply) -> IkeSa:
+    children = section(sa, "child-sas")
+    tasks = (*texts(sa, "tasks-active"), *texts(sa, "tasks-queued"))
+    return IkeSa(
+        connection=connection,
+        unique_id=_number(sa, "uniqueid"),
+        state=text(sa, "state"),
+        initiator=text(sa, "initiator") == "yes",
+        remote_id=text(sa, "remote-id"),
+        remote_host=text(sa, "remote-host"),
+        busy=any(task in _BUSY for task in tasks),
+        children=tuple(_child_sa(section(children, key)) for key in children),
+    )
+
+
+def _child_sa(child: Reply) -> ChildSa:
+    return ChildSa(
+        name=text(child, "name"),
+        unique_id=_number(child, "uniqueid"),
+        state=text(child, "state"),
+        local_ts=_selectors(child, "local-ts"),
+        remote_ts=_selectors(child, "remote-ts"),
+        bytes_in=_number(child, "bytes-in"),
+        bytes_out=_number(child, "bytes-out"),
+    )
+
+
+def _selectors(message: Reply, key: str) -> tuple[str, ...]:
+    return tuple(canonical_selector(selector) for selector in texts(message, key))
+
+
+def _number(message: Reply, key: str) -> int:
+    value = text(message, key, "0")
+    try:
+        return int(value)
+    except ValueError as error:
+        raise EdgeError("charon", f"read {key}", f"{value!r} is no number") from error
+
+
+def _events(event: str, message: Reply) -> list[CharonEvent]:
+    """One message may tell of several children. Down messages carry no `up`."""
+    up = text(message, "up") == "yes" or event.endswith("rekey")
+    found: list[CharonEvent] = []
+    for name, sa in _ours({key: value for key, value in message.items() if key != "up"}):
+        if event == "ike-rekey":
+            found.append(CharonEvent(EventKind.IKE_UP, name, _number(section(sa, "new"), "uniqueid")))
+        elif event == "ike-updown":
+            kind = EventKind.IKE_UP if up else EventKind.IKE_DOWN
+            found.append(CharonEvent(kind, name, _number(sa, "uniqueid")))
+        else:
+            kind = EventKind.CHILD_UP if up else EventKind.CHILD_DOWN
+            children = section(sa, "child-sas")
+            for key in children:
+                child = section(children, key)
+                child_name = text(child, "name") or text(section(child, "new"), "name")
+                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name))
+    return found

@@ -1,0 +1,131 @@
+"""What links does the router have, and when did anything about links or routing change?
+
+Out: `Links`, read afresh each time (4 ms for 10 interfaces), and an iterator that yields after changes. What exactly
+changed is not taken from the messages: they may be lost, a new reading is never wrong.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import ipaddress
+import socket
+from collections import defaultdict
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import trio
+
+from cpe_agent.edge import routetable
+from cpe_agent.model.dataplane import ROUTE_PROTOCOL
+from cpe_agent.model.observed import Link, LinkAddress, Links
+from cpe_agent.ports import EdgeError
+
+# lo is the first interface of every network namespace.
+LOOPBACK_INDEX = 1
+
+# Interface flags (linux/if.h). RUNNING: the kernel's operational state is up or unknown (dormant is neither).
+_USABLE = 0x1 | 0x40 | 0x10000  # UP, RUNNING, LOWER_UP
+_DADFAILED, _DEPRECATED, _TENTATIVE, _TEMPORARY = 0x08, 0x20, 0x40, 0x01
+_SCOPE_GLOBAL = 0
+
+_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
+# RTNLGRP_*: links; v4 addresses, routes, rules; v6 addresses, routes, rules; v4 and v6 settings (forwarding).
+_GROUPS = (1, 5, 7, 8, 9, 11, 19, 24, 25)
+# A routing daemon may change thousands of routes at once; past this the kernel says ENOBUFS, and we read all the same.
+_RECEIVE_BUFFER_BYTES = 1 << 20
+# One yield stands for at most this many messages, so that a flood cannot hold the event loop.
+_BURST = 1000
+
+
+def read_links(kernel: Any) -> Links:
+    """Every interface by name. `kernel` is an open pyroute2 IPRoute. Raises NetlinkError or OSError."""
+    addresses = _addresses(kernel)
+    gateways = _gateways()
+    by_name: dict[str, Link] = {}
+    for message in kernel.get_links():
+        name, index = str(message.get_attr("IFLA_IFNAME")), int(message["index"])
+        up = message["flags"] & _USABLE == _USABLE
+        by_name[name] = Link(name, up, tuple(addresses[index]), tuple(gateways[index]))
+    return Links(by_name)
+
+
+async def changes() -> AsyncGenerator[None, None]:
+    """Yields once as soon as it has subscribed, then after each burst of changes, for ever.
+
+    Whoever reads after each yield misses nothing: what changes during the reading yields again.
+    """
+    try:
+        netlink = socket.socket(
+            socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK, socket.NETLINK_ROUTE
+        )
+    except OSError as error:
+        raise EdgeError("netlink", "watch", str(error.strerror)) from error
+    with netlink:
+        try:
+            _subscribe(netlink)
+        except OSError as error:
+            raise EdgeError("netlink", "watch", str(error.strerror)) from error
+        yield
+        while True:
+            await trio.lowlevel.wait_readable(netlink)
+            _drain(netlink)
+            yield
+
+
+def _subscribe(netlink: socket.socket) -> None:
+    netlink.bind((0, 0))
+    # SO_RCVBUFFORCE (33) needs privilege; without it the buffer is the system's default, and ENOBUFS comes sooner.
+    with contextlib.suppress(PermissionError):
+        netlink.setsockopt(socket.SOL_SOCKET, 33, _RECEIVE_BUFFER_BYTES)
+    for group in _GROUPS:
+        netlink.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, group)
+
+
+def _drain(netlink: socket.socket) -> None:
+    for _ in range(_BURST):
+        try:
+            netlink.recv(1)  # the kernel discards the rest of the message
+        except BlockingIOError:
+            return
+        except OSError as error:
+            # ENOBUFS: messages were lost, which is a change like any other.
+            if error.errno != errno.ENOBUFS:
+                raise EdgeError("netlink", "watch", str(error.strerror)) from error
+
+
+def _addresses(kernel: Any) -> defaultdict[int, list[LinkAddress]]:
+    """Addresses that a path may be pinned to, by interface: v4 before v6, lasting before temporary."""
+    found: list[tuple[int, bool, int, LinkAddress]] = []
+    for message in kernel.get_addr():
+        flags = message.get_attr("IFA_FLAGS") or message["flags"]
+        index, version = int(message["index"]), 4 if message["family"] == socket.AF_INET else 6
+        if index == LOOPBACK_INDEX and message.get_attr("IFA_PROTO") == ROUTE_PROTOCOL:
+            continue
+        if message["scope"] != _SCOPE_GLOBAL or flags & (_DADFAILED | _DEPRECATED | _TENTATIVE):
+            continue
+        # On a point-to-point link IFA_ADDRESS is the peer's.
+        text = str(message.get_attr("IFA_LOCAL") or message.get_attr("IFA_ADDRESS"))
+        # DHCP clients give 169.254.0.0/16 a global scope when no server answers.
+        if ipaddress.ip_address(text).is_link_local:
+            continue
+        temporary = version == 6 and bool(flags & _TEMPORARY)
+        found.append((version, temporary, index, LinkAddress(text, int(message["prefixlen"]))))
+    addresses: defaultdict[int, list[LinkAddress]] = defaultdict(list)
+    for _, _, index, address in sorted(found, key=lambda entry: entry[:2]):
+        addresses[index].append(address)
+    return addresses
+
+
+def _gateways() -> defaultdict[int, list[str]]:
+    """Gateways of the main table's default routes by interface, best metric first. Never ours."""
+    found: list[tuple[int, int, routetable.Hop]] = []
+    for version in (4, 6):
+        for route in routetable.dump(version, table=routetable.MAIN_TABLE, defaults_only=True):
+            if route.type == routetable.UNICAST and route.protocol != ROUTE_PROTOCOL and not route.special:
+                found += [(route.metric, version, hop) for hop in route.hops]
+    gateways: defaultdict[int, list[str]] = defaultdict(list)
+    for _, _, hop in sorted(found, key=lambda entry: entry[:2]):
+        if hop.gateway not in gateways[hop.interface]:
+            gateways[hop.interface].append(hop.gateway)
+    return gateways

@@ -1,0 +1,75 @@
+"""What routing of ours does the kernel hold?
+
+Out: `Routes`, holding only what carries our protocol number: addresses on `lo`, rules, routes in any table; the dummy
+device `cpe0` while it is up; and which IP versions forward. Implements `RoutePort`; how the kernel is changed is in
+routechange.py. Synchronous, in a worker thread, on a netlink socket per call: nothing is kept between two calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable, Sequence
+from functools import partial
+from typing import Any, TypeVar
+
+import trio
+from pyroute2 import IPRoute
+from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
+
+from cpe_agent.edge import linkwatch, ourroutes, routechange
+from cpe_agent.model.dataplane import Routes
+from cpe_agent.model.observed import Links
+from cpe_agent.model.ops import RouteOp
+from cpe_agent.ports import EdgeError
+
+# A list that changed while it was read is read again.
+_ATTEMPTS = 5
+
+T = TypeVar("T")
+
+
+class Netlink:
+    """`RoutePort` on the network namespace of this process."""
+
+    async def read(self) -> Routes:
+        """What carries our protocol number."""
+        return await trio.to_thread.run_sync(_blocking, "read", ourroutes.read)
+
+    async def apply(self, ops: Sequence[RouteOp]) -> None:
+        """In order; each is tried. `EdgeError` names the first that was refused, and how many more were.
+
+        What another program holds in the same place (same address; same table, destination and metric) is left to it,
+        and our operation is refused. A cancelled `apply` may have done a part of `ops`.
+        """
+        if not ops:
+            return
+        refused = await trio.to_thread.run_sync(_blocking, "apply", partial(routechange.apply, ops=ops))
+        if refused:
+            op, error = refused[0]
+            more = f" (and {len(refused) - 1} more of {len(ops)} refused)" if len(refused) > 1 else ""
+            raise EdgeError("netlink", routechange.describe(op), f"{_words(error)}{more}") from error
+
+    async def links(self) -> Links:
+        """Interfaces, their addresses, carriers and default gateways."""
+        return await trio.to_thread.run_sync(_blocking, "links", linkwatch.read_links)
+
+    def changes(self) -> AsyncGenerator[None, None]:
+        """Yields once when it has subscribed, then after each burst of changes, ours included."""
+        return linkwatch.changes()
+
+
+def _blocking(op: str, work: Callable[[Any], T]) -> T:
+    for _ in range(_ATTEMPTS):
+        try:
+            with IPRoute() as kernel:
+                return work(kernel)
+        except NetlinkDumpInterrupted:
+            continue
+        except (NetlinkError, OSError) as error:
+            raise EdgeError("netlink", op, _words(error)) from error
+    raise EdgeError("netlink", op, "the kernel's lists change while they are read")
+
+
+def _words(error: Exception) -> str:
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    return str(error.args[-1])

@@ -1,0 +1,63 @@
+"""What do the loops share? One Cell per fact, and who writes it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import msgspec
+
+from cpe_agent.cell import Cell
+from cpe_agent.core.health import Track
+from cpe_agent.model.condition import Condition
+from cpe_agent.model.dataplane import Dataplane, Path
+from cpe_agent.model.document import Document
+from cpe_agent.model.observed import Charon, Links
+
+
+class Plan(msgspec.Struct, frozen=True):
+    """A document, compiled for the links as they are, and what stands in its way."""
+
+    document: Document
+    dataplane: Dataplane
+    conditions: tuple[Condition, ...]
+    link_up: dict[str, bool]  # by uplink name
+
+
+class Verdicts(msgspec.Struct, frozen=True):
+    """Path health as steering needs it, and the IKE_SAs (unique ids) that probes have judged dead."""
+
+    tracks: Mapping[Path, Track] = {}
+    dead: frozenset[int] = frozenset()
+
+
+class TargetState(msgspec.Struct, frozen=True):
+    """How one target of the data plane fares. `last_success`: wall time."""
+
+    in_sync: bool = False
+    drift_total: int = 0
+    last_success: float = 0.0
+    error: str = ""
+
+
+class ControllerState(msgspec.Struct, frozen=True):
+    """When the controller was last heard (wall time), why not if not, and the last document refused."""
+
+    last_contact: float | None = None
+    error: str = ""
+    rejected: str = ""
+
+
+class Cells:
+    """One writer each: document, controller (loops.follow); links (loops.links); plan (loops.planning); charon, targets
+    (loops.reconcile); verdicts (loops.probing); active, moves (loops.steering)."""
+
+    def __init__(self) -> None:
+        self.document: Cell[Document | None] = Cell(None)
+        self.controller: Cell[ControllerState] = Cell(ControllerState())
+        self.links: Cell[Links | None] = Cell(None)
+        self.plan: Cell[Plan | None] = Cell(None)
+        self.charon: Cell[Charon | None] = Cell(None)
+        self.targets: Cell[dict[str, TargetState]] = Cell({})
+        self.verdicts: Cell[Verdicts] = Cell(Verdicts())
+        self.active: Cell[dict[str, Path | None]] = Cell({})
+        self.moves: Cell[dict[tuple[str, str], int]] = Cell({})

@@ -1,0 +1,160 @@
+"""What does the controller ask now? Loads the last good document, then follows the controller over any uplink.
+
+A document that is refused changes nothing: it is reported, and not fetched again until the controller has another one.
+Losing the controller changes nothing either. Every address of ours is tried, best uplink first, because the kernel's
+own default route may lead into a link that is up and dead.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Mapping
+
+import msgspec
+import trio
+
+from cpe_agent.core import obey
+from cpe_agent.core.obey import Clock
+from cpe_agent.core.uplinks import resolve
+from cpe_agent.core.wanted_tunnels import selectors
+from cpe_agent.log import logger
+from cpe_agent.loops.cells import Cells
+from cpe_agent.model.document import Document, DocumentError
+from cpe_agent.ports import ControllerPort, EdgeError, SignedDocument, StorePort
+
+log = logger(__name__)
+
+RETRY_FIRST_S = 0.5
+RETRY_MAX_S = 30.0
+# A held stream that has lived this long was a good one: the next failure starts from the shortest wait.
+SETTLED_S = 30.0
+
+
+class Follower:
+    """Follows the controller; the one writer of the document and controller Cells."""
+
+    def __init__(
+        self, cells: Cells, port: ControllerPort, store: StorePort, site: str, bootstrap_keys: Mapping[str, str]
+    ) -> None:
+        self._cells = cells
+        self._port = port
+        self._store = store
+        self._site = site
+        self._bootstrap_keys = bootstrap_keys
+        self._etag: str | None = None
+        self._highest: tuple[int, int] | None = None
+        self._clock_floor = 0.0
+
+    def load(self) -> None:
+        """Put the last good document into force, if there is one and it still verifies."""
+        try:
+            self._highest = self._store.load_order()
+            self._clock_floor = self._store.load_clock_floor()
+            signed = self._store.load_document()
+        except EdgeError as error:
+            log.error("document_rejected", field="", reason=f"stored: {error.cause}")
+            return
+        if signed is None:
+            return
+        try:
+            keys = obey.signing_keys(None, self._bootstrap_keys)
+            obey.verify(signed.raw, signed.signature, signed.key_id, keys)
+            document = obey.obey(signed.raw, self._site, None, None, self._clock(), stored=True)
+        except DocumentError as error:
+            log.error("document_rejected", field=error.path, reason=f"stored: {error.reason}")
+            return
+        self._highest = max(self._highest or document.order, document.order)
+        self._cells.document.set(document)
+        log.info("document_loaded", epoch=document.epoch, version=document.version)
+
+    async def run(self) -> None:
+        """For ever."""
+        failures = 0
+        while True:
+            for local_address in self._local_addresses():
+                connected_at = trio.current_time()
+                try:
+                    await self._follow(local_address)
+                except EdgeError as error:
+                    if trio.current_time() - connected_at > SETTLED_S:
+                        failures = 0
+                    self._failed(error)
+            failures += 1
+            wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10))
+            await trio.sleep(wait * random.uniform(0.5, 1.0))
+
+    async def _follow(self, local_address: str) -> None:
+        """Fetch, then hold the stream of changes and fetch at each; returns only by `EdgeError`."""
+        await self._fetch(local_address)
+        async for order in self._port.changes(local_address):
+            self._heard()
+            if order is not None and order != self._highest:
+                await self._fetch(local_address)
+        raise EdgeError("controller", "changes", "the controller ended the stream")
+
+    async def _fetch(self, local_address: str) -> None:
+        answer = await self._port.document(local_address, self._etag)
+        if not self._cells.controller.value.last_contact or self._cells.controller.value.error:
+            log.info("controller_connected", local_address=local_address)
+        self._heard()
+        if answer is None:
+            return
+        signed, self._etag = answer
+        self._consider(signed)
+
+    def _consider(self, signed: SignedDocument) -> None:
+        current = self._cells.document.value
+        try:
+            keys = obey.signing_keys(current, self._bootstrap_keys)
+            obey.verify(signed.raw, signed.signature, signed.key_id, keys)
+            known = self._store.load_document()
+            if current is not None and known is not None and known.raw == signed.raw:
+                self._report_rejected("")
+                return
+            document = obey.obey(signed.raw, self._site, self._highest, current, self._clock())
+            # Bundles that contradict each other show only when they are compiled.
+            selectors(document)
+        except DocumentError as error:
+            self._report_rejected(str(error))
+            log.error("document_rejected", field=error.path, reason=error.reason)
+            return
+        self._accept(signed, document)
+
+    def _accept(self, signed: SignedDocument, document: Document) -> None:
+        # After a crash in between, the stored document's own order counts as well (see `load`).
+        self._store.save_document(signed)
+        self._store.save_order(document.order)
+        self._clock_floor = max(self._clock_floor, document.issued_at.timestamp())
+        self._store.save_clock_floor(self._clock_floor)
+        self._highest = document.order
+        self._cells.document.set(document)
+        self._report_rejected("")
+        log.info("document_accepted", epoch=document.epoch, version=document.version)
+
+    def _clock(self) -> Clock:
+        now = time.time()
+        return Clock(max(now, self._clock_floor), trusted=now >= self._clock_floor)
+
+    def _local_addresses(self) -> list[str]:
+        document, links = self._cells.document.value, self._cells.links.value
+        if document is None or links is None:
+            return [""]
+        uplinks, _ = resolve(document, links)
+        healthy = {path.uplink for path, track in self._cells.verdicts.value.tracks.items() if track.usable()}
+        ranked = sorted(uplinks, key=lambda uplink: (uplink.name not in healthy, not uplink.up))
+        return [*(a.address for uplink in ranked for _, a in sorted(uplink.addresses.items())), ""]
+
+    def _heard(self) -> None:
+        self._update(last_contact=time.time(), error="")
+
+    def _failed(self, error: EdgeError) -> None:
+        if not self._cells.controller.value.error:
+            log.warning("controller_lost", op=error.op, cause=error.cause)
+        self._update(error=f"{error.op}: {error.cause}")
+
+    def _report_rejected(self, reason: str) -> None:
+        self._update(rejected=reason)
+
+    def _update(self, **changes: object) -> None:
+        self._cells.controller.set(msgspec.structs.replace(self._cells.controller.value, **changes))

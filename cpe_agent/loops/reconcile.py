@@ -1,0 +1,254 @@
+"""How do the kernel and charon come to hold what is planned, and stay so?
+
+One loop for rules and routes, one for tunnels, so that a failover never waits for a listing of ten thousand pairs. Both
+do the same: something rings, naming what it concerns; read what is there, let core compare, apply, remember how it
+went. There is no other way to change the kernel. A new plan is carried out in this order: close rules, routes, tunnels,
+open rules. An `EdgeError` is remembered against its target and tried again, later each time; other targets go on.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import time
+from collections.abc import Sequence
+
+import msgspec
+import trio
+
+from cpe_agent.core import firewall, routes, tunnels
+from cpe_agent.core.compile import with_active
+from cpe_agent.core.wanted_ruleset import ruleset
+from cpe_agent.log import logger
+from cpe_agent.loops.bell import Bell, ring_on_change
+from cpe_agent.loops.cells import Cells, Plan, TargetState
+from cpe_agent.model.dataplane import Backend, Tunnels
+from cpe_agent.model.ops import FirewallOp
+from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
+
+log = logger(__name__)
+
+RULES = "rules"
+ROUTES = "routes"
+TUNNELS = "tunnels"
+# Events say when something changed; this is for the event that got lost.
+BACKSTOP_S = 10.0
+RETRY_FIRST_S = 0.2
+RETRY_MAX_S = 15.0
+
+
+class Target:
+    """How one target fares: in sync or not, drift, and when to try again after a refusal."""
+
+    def __init__(self, name: str, cells: Cells) -> None:
+        self.name = name
+        self.retry_at = math.inf
+        self._cells = cells
+        self._failures = 0
+        self._set(TargetState())
+
+    @property
+    def state(self) -> TargetState:
+        return self._cells.targets.value[self.name]
+
+    def succeeded(self, drifted: int) -> None:
+        """All is as wanted; `drifted`: operations that somebody else's change had made necessary."""
+        if self._failures:
+            log.info("target_recovered", target=self.name)
+        if drifted:
+            log.warning("target_repaired", target=self.name, ops=drifted)
+        self._failures, self.retry_at = 0, math.inf
+        self._set(TargetState(True, self.state.drift_total + (drifted > 0), time.time(), ""))
+
+    def failed(self, error: EdgeError) -> None:
+        """Refused: say so once per cause, try again later."""
+        if self.state.error != str(error):
+            log.error("target_failed", target=self.name, op=error.op, cause=error.cause)
+        self._failures += 1
+        wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(self._failures, 10)) * random.uniform(0.75, 1.25)
+        self.retry_at = trio.current_time() + wait
+        self._set(msgspec.structs.replace(self.state, in_sync=False, error=str(error)))
+
+    def _set(self, state: TargetState) -> None:
+        self._cells.targets.set({**self._cells.targets.value, self.name: state})
+
+
+class Reconciler:
+    """Rules, routes and tunnels, kept as planned."""
+
+    def __init__(
+        self,
+        cells: Cells,
+        firewall_port: FirewallPort,
+        route_port: RoutePort,
+        charon: TunnelPort,
+        backend: Backend,
+    ) -> None:
+        self.bell = Bell()
+        self._cells = cells
+        self._firewall = firewall_port
+        self._routes = route_port
+        self._tunnels = charon
+        self._backend = backend
+        self._rules_target = Target(RULES, cells)
+        self._routes_target = Target(ROUTES, cells)
+        self._tunnels_target = Target(TUNNELS, cells)
+        self._tunnels_bell = Bell()
+        self._tunnels_lock = trio.Lock()
+        self._attempts: tunnels.Attempts = {}
+        self._tunnels_wake_at = math.inf
+        # What each target was last brought in sync with: a difference after that is somebody else's doing.
+        self._settled: dict[str, object] = {}
+
+    async def run(self) -> None:
+        """For ever."""
+        cells = self._cells
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
+            nursery.start_soon(ring_on_change, self._tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
+            nursery.start_soon(self._watch_firewall)
+            nursery.start_soon(self._watch_charon)
+            nursery.start_soon(self._keep_tunnels)
+            await self._keep_rules_and_routes()
+
+    async def _keep_rules_and_routes(self) -> None:
+        self.bell.ring("plan")
+        while True:
+            until = min(trio.current_time() + BACKSTOP_S, self._rules_target.retry_at, self._routes_target.retry_at)
+            names = await self.bell.wait(until) or {RULES, ROUTES}
+            plan = self._cells.plan.value
+            if plan is None:
+                await self._close_without_document()
+                continue
+            opening: Sequence[FirewallOp] = ()
+            if names & {"plan", RULES}:
+                opening = await self._close_rules(plan)
+            if names & {"plan", ROUTES}:
+                await self._pass_routes(plan)
+            if "plan" in names:
+                await self._pass_tunnels()
+            if opening:
+                await self._open_rules(opening)
+
+    async def _close_without_document(self) -> None:
+        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through."""
+        try:
+            if await self._firewall.read() is None:
+                await self._firewall.apply(firewall.diff(ruleset(None, self._backend), None)[0])
+            self._rules_target.succeeded(0)
+        except EdgeError as error:
+            self._rules_target.failed(error)
+
+    async def _close_rules(self, plan: Plan) -> Sequence[FirewallOp]:
+        """Apply what closes; return what opens."""
+        wanted = plan.dataplane.ruleset
+        try:
+            closing, opening = firewall.diff(wanted, await self._firewall.read())
+            if closing:
+                await self._firewall.apply(closing)
+        except EdgeError as error:
+            self._rules_target.failed(error)
+            return ()
+        drifted = len(closing) + len(opening) if self._settled.get(RULES) == wanted else 0
+        self._settled[RULES] = wanted
+        if drifted or not opening:
+            self._rules_target.succeeded(drifted)
+        return opening
+
+    async def _open_rules(self, opening: Sequence[FirewallOp]) -> None:
+        try:
+            await self._firewall.apply(opening)
+        except EdgeError as error:
+            self._rules_target.failed(error)
+        else:
+            self._rules_target.succeeded(0)
+
+    async def _pass_routes(self, plan: Plan) -> None:
+        wanted = plan.dataplane.routes
+        if self._settled.get(RULES) is None or self._rules_target.state.error:
+            # A router that cannot lock its door does not forward.
+            wanted = msgspec.structs.replace(wanted, forwarding=frozenset())
+        try:
+            observed = await self._routes.read()
+            ops = routes.diff(wanted, observed)
+            if ops:
+                await self._routes.apply(ops)
+        except EdgeError as error:
+            self._routes_target.failed(error)
+            return
+        if wanted.forwarding != observed.forwarding:
+            log.info("forwarding_changed", state=",".join(str(v) for v in sorted(wanted.forwarding)) or "off")
+        drifted = len(ops) if self._settled.get(ROUTES) == wanted else 0
+        self._settled[ROUTES] = wanted
+        self._routes_target.succeeded(drifted)
+
+    async def _keep_tunnels(self) -> None:
+        while True:
+            until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
+            await self._tunnels_bell.wait(until)
+            if self._cells.plan.value is not None:
+                await self._pass_tunnels()
+
+    async def _pass_tunnels(self) -> None:
+        async with self._tunnels_lock:
+            plan = self._cells.plan.value
+            assert plan is not None
+            wanted = with_active(
+                plan.dataplane.tunnels,
+                plan.dataplane.bundles,
+                self._cells.active.value,
+                self._cells.verdicts.value.dead,
+            )
+            try:
+                await self._tunnels_step(wanted)
+            except EdgeError as error:
+                self._tunnels_target.failed(error)
+
+    async def _tunnels_step(self, wanted: Tunnels) -> None:
+        observed = await self._tunnels.read()
+        self._cells.charon.set(observed)
+        step = tunnels.step(wanted, observed, self._attempts, trio.current_time())
+        self._attempts = step.attempts
+        self._tunnels_wake_at = math.inf if step.wake_at is None else step.wake_at
+        drifted = tunnels.missing(wanted, observed) if self._settled.get(TUNNELS) == wanted.connections else ()
+        refused: EdgeError | None = None
+        for op in step.ops:
+            try:
+                await self._tunnels.apply(op)
+            except EdgeError as error:
+                refused = refused or error
+        if refused is not None:
+            raise refused
+        self._settled[TUNNELS] = wanted.connections
+        self._tunnels_target.succeeded(len(drifted))
+        if step.ops:
+            # What was done shows in charon at once or by an event; look once more rather than wait for the event.
+            self._tunnels_bell.ring(TUNNELS)
+
+    async def _watch_firewall(self) -> None:
+        while True:
+            try:
+                async for _ in self._firewall.changes():
+                    self.bell.ring(RULES)
+            except EdgeError as error:
+                self._rules_target.failed(error)
+            await trio.sleep(RETRY_FIRST_S)
+
+    async def _watch_charon(self) -> None:
+        """Events of charon wake the tunnels; while charon is away, it is asked for until it is back."""
+        lost = False
+        while True:
+            try:
+                if lost:
+                    await self._tunnels.read()
+                    log.info("charon_connected")
+                    lost = False
+                    self._tunnels_bell.ring(TUNNELS)
+                async for _ in self._tunnels.events():
+                    self._tunnels_bell.ring(TUNNELS)
+            except EdgeError as error:
+                if not lost:
+                    log.error("charon_lost", cause=error.cause)
+                lost = True
+                self._tunnels_target.failed(error)
+            await trio.sleep(RETRY_FIRST_S)

@@ -1,0 +1,209 @@
+"""How does this site fare? Puts a `Status` together from what is observed, and logs conditions as they come and go."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+
+import msgspec
+import trio
+
+from cpe_agent import __version__
+from cpe_agent.core import conditions
+from cpe_agent.core.tunnels import carrying
+from cpe_agent.core.uplinks import resolve
+from cpe_agent.core.wanted_ruleset import pair_elements
+from cpe_agent.log import logger
+from cpe_agent.loops.cells import Cells, Plan
+from cpe_agent.loops.probing import Probing, established_ikes
+from cpe_agent.model.condition import (
+    BundleReport,
+    Condition,
+    PathReport,
+    PeerReport,
+    Status,
+    TargetReport,
+    UplinkReport,
+)
+from cpe_agent.model.dataplane import Backend, Path, stem_of
+from cpe_agent.model.document import Document
+from cpe_agent.model.observed import Charon, Links
+from cpe_agent.ports import EdgeError, FirewallPort
+
+log = logger(__name__)
+
+TICK_S = 1.0
+
+
+class Reporter:
+    """Builds reports; remembers since when each condition holds."""
+
+    def __init__(self, cells: Cells, probing: Probing, firewall: FirewallPort, site: str, backend: Backend) -> None:
+        self._cells = cells
+        self._probing = probing
+        self._firewall = firewall
+        self._site = site
+        self._backend = backend
+        self._started = time.time()
+        self._since: dict[tuple[str, str], float] = {}
+        self._pair_of: tuple[Document | None, dict[str, str]] = (None, {})
+
+    async def run(self) -> None:
+        """For ever: log conditions as they come and go."""
+        while True:
+            self._conditions()
+            await trio.sleep(TICK_S)
+
+    async def status(self) -> Status:
+        """The report as of now."""
+        cells = self._cells
+        plan, charon = cells.plan.value, cells.charon.value or Charon()
+        document = cells.document.value
+        drops, packets, volumes = await self._counters(document)
+        return Status(
+            site=self._site,
+            role=document.role if document else "unknown",
+            agent_version=__version__,
+            backend=self._backend.value,
+            started=self._started,
+            now=time.time(),
+            document_epoch=document.epoch if document else None,
+            document_version=document.version if document else None,
+            document_expires=document.expires_at.timestamp() if document else None,
+            controller_last_contact=cells.controller.value.last_contact,
+            uplinks=_uplinks(document, cells.links.value or Links()),
+            paths=self._paths(charon),
+            bundles=self._bundles(plan, charon),
+            peers=_peers(document, charon),
+            targets=tuple(
+                TargetReport(name, state.in_sync, state.drift_total, state.last_success, state.error)
+                for name, state in sorted(cells.targets.value.items())
+            ),
+            dropped_packets=drops,
+            pair_packets=packets,
+            pair_bytes=volumes,
+            conditions=self._conditions(),
+        )
+
+    def _conditions(self) -> tuple[Condition, ...]:
+        cells = self._cells
+        plan = cells.plan.value
+        found = conditions.conditions(
+            document=cells.document.value,
+            bundles=plan.dataplane.bundles if plan else (),
+            tracks=self._probing.tracks,
+            active=cells.active.value,
+            now=time.time(),
+            obstacles=plan.conditions if plan else (),
+            target_errors={name: state.error for name, state in cells.targets.value.items()},
+            controller_error=cells.controller.value.error,
+            rejected=cells.controller.value.rejected,
+        )
+        now = time.time()
+        held = {(condition.type, condition.subject): condition for condition in found}
+        for key in [key for key in self._since if key not in held]:
+            log.info("condition_cleared", condition=key[0], subject=key[1])
+            del self._since[key]
+        for key, condition in held.items():
+            if key not in self._since:
+                log.warning("condition_raised", condition=key[0], subject=key[1], reason=condition.reason)
+                self._since[key] = now
+        return tuple(msgspec.structs.replace(c, since=self._since[key]) for key, c in sorted(held.items()))
+
+    async def _counters(self, document: Document | None) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
+        """(dropped packets by reason, packets by pair, bytes by pair)."""
+        drops: Counter[str] = Counter()
+        packets: Counter[str] = Counter()
+        volumes: Counter[str] = Counter()
+        if self._pair_of[0] is not document:
+            self._pair_of = (document, pair_elements(document) if document else {})
+        try:
+            counters = await self._firewall.counters()
+        except EdgeError:
+            return {}, {}, {}
+        for name, (count, volume) in counters.items():
+            kind, _, rest = name.partition(" ")
+            if kind == "drop":
+                drops[rest] += count
+            elif name in self._pair_of[1]:
+                packets[self._pair_of[1][name]] += count
+                volumes[self._pair_of[1][name]] += volume
+        return dict(drops), dict(packets), dict(volumes)
+
+    def _paths(self, charon: Charon) -> tuple[PathReport, ...]:
+        up = established_ikes(charon, set())
+        carried: dict[Path, list[str]] = {}
+        for bundle, path in self._cells.active.value.items():
+            if path is not None:
+                carried.setdefault(path, []).append(bundle)
+        reports = []
+        for path, track in sorted(self._probing.tracks.items()):
+            sas = [sa for sa in charon.ike_sas if stem_of(sa.connection) == str(path)]
+            children = [child for sa in sas for child in sa.children]
+            ike = "established" if path in up else (sas[0].state.lower() if sas else "none")
+            measured = track.srtt_s is not None
+            reports.append(
+                PathReport(
+                    path=str(path),
+                    uplink=path.uplink,
+                    peer=path.peer,
+                    endpoint=path.endpoint,
+                    state=track.state.value,
+                    ike=ike,
+                    rtt_ms=round(track.srtt_s * 1000, 2) if track.srtt_s is not None else None,
+                    jitter_ms=round(track.rttvar_s * 1000, 2) if measured else None,
+                    loss_percent=round(track.loss * 100, 1),
+                    ready=track.ready,
+                    bundles=tuple(sorted(carried.get(path, []))),
+                    bytes_in=sum(child.bytes_in for child in children),
+                    bytes_out=sum(child.bytes_out for child in children),
+                )
+            )
+        return tuple(reports)
+
+    def _bundles(self, plan: Plan | None, charon: Charon) -> tuple[BundleReport, ...]:
+        if plan is None:
+            return ()
+        installed = carrying(plan.dataplane.bundles, charon)
+        reports = []
+        for bundle in plan.dataplane.bundles:
+            path = self._cells.active.value.get(bundle.name)
+            moves = {reason: n for (name, reason), n in self._cells.moves.value.items() if name == bundle.name}
+            there = path is not None and installed.get(bundle.name) == path
+            reports.append(BundleReport(bundle.name, bundle.pairs, str(path) if path else None, there, moves))
+        return tuple(reports)
+
+
+def _uplinks(document: Document | None, links: Links) -> tuple[UplinkReport, ...]:
+    if document is None:
+        return ()
+    usable = {uplink.name: uplink for uplink in resolve(document, links)[0]}
+    reports = []
+    for name, asked in sorted(document.uplinks.items(), key=lambda item: (item[1].priority, item[0])):
+        interface = asked.interface or name
+        link = links.by_name.get(interface)
+        found = usable.get(name)
+        address = next((a.address for _, a in sorted(found.addresses.items())), None) if found else None
+        gateway = next((g or None for _, g in sorted(found.gateways.items())), None) if found else None
+        reports.append(UplinkReport(name, asked.kind, interface, bool(found and link and link.up), address, gateway))
+    return tuple(reports)
+
+
+def _peers(document: Document | None, charon: Charon) -> tuple[PeerReport, ...]:
+    """The peers that dial us."""
+    reports = []
+    for name, peer in sorted(document.peers.items()) if document else ():
+        if peer.dial:
+            continue
+        sas = [sa for sa in charon.ike_sas if stem_of(sa.connection) == name and sa.established]
+        children = [child for sa in sas for child in sa.children if child.installed]
+        reports.append(
+            PeerReport(
+                name,
+                len(sas),
+                len(children),
+                sum(child.bytes_in for child in children),
+                sum(child.bytes_out for child in children),
+            )
+        )
+    return tuple(reports)

@@ -1,0 +1,52 @@
+"""Where does each bundle travel? Steps core.steer at every verdict, and when it asked to be asked again."""
+
+from __future__ import annotations
+
+import math
+
+import trio
+
+from cpe_agent.core.steer import Steering, step
+from cpe_agent.core.tunnels import carrying
+from cpe_agent.log import logger
+from cpe_agent.loops.bell import Bell, ring_on_change
+from cpe_agent.loops.cells import Cells
+
+log = logger(__name__)
+
+
+async def steer_bundles(cells: Cells) -> None:
+    """For ever: the active Cell follows the verdicts."""
+    bell = Bell()
+    steering = Steering()
+    wake_at = math.inf
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ring_on_change, bell, "verdict", (cells.plan, cells.verdicts, cells.charon))
+        while True:
+            await bell.wait(wake_at)
+            plan, charon = cells.plan.value, cells.charon.value
+            # Before charon was asked nobody knows what it carries: deciding now could move what need not move.
+            if plan is None or charon is None:
+                continue
+            bundles = plan.dataplane.bundles
+            decision = step(
+                steering,
+                bundles,
+                cells.verdicts.value.tracks,
+                carrying(bundles, charon),
+                plan.document.policy.failback_s,
+                trio.current_time(),
+            )
+            steering, wake_at = decision.steering, decision.wake_at
+            moves = dict(cells.moves.value)
+            for move in decision.moves:
+                moves[move.bundle, move.reason] = moves.get((move.bundle, move.reason), 0) + 1
+                log.info(
+                    "bundle_moved",
+                    bundle=move.bundle,
+                    from_path=str(move.source) if move.source else None,
+                    to_path=str(move.target) if move.target else None,
+                    reason=move.reason,
+                )
+            cells.moves.set(moves)
+            cells.active.set(decision.steering.active)

@@ -1,0 +1,116 @@
+"""How does this site fare, in words that a person at the rack can act on?
+
+Conditions are named, timestamped facts with a reason; the status report is what `cpe-agent status` prints, what the
+metrics are made from, and what the controller will be told.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+
+class Severity(Enum):
+    OK = "ok"
+    DEGRADED = "degraded"
+    DOWN = "down"
+
+
+class Condition(msgspec.Struct, frozen=True, order=True):
+    """`type` is CamelCase and says what is wrong (DocumentRejected, PathDown). `since` is wall time, seconds."""
+
+    type: str
+    subject: str
+    reason: str
+    severity: Severity = Severity.DEGRADED
+    since: float = 0.0
+
+
+class PathReport(msgspec.Struct, frozen=True):
+    """A path as it is: state is up, down or unknown; rtt, jitter None until measured."""
+
+    path: str
+    uplink: str
+    peer: str
+    endpoint: str
+    state: str
+    ike: str
+    rtt_ms: float | None
+    jitter_ms: float | None
+    loss_percent: float
+    ready: bool
+    bundles: tuple[str, ...]
+    bytes_in: int
+    bytes_out: int
+
+
+class BundleReport(msgspec.Struct, frozen=True):
+    """A bundle, the pairs in it, the path it should use and (installed) whether its CHILD_SA is really there."""
+
+    name: str
+    pairs: tuple[str, ...]
+    active_path: str | None
+    installed: bool
+    moves: dict[str, int]
+
+
+class UplinkReport(msgspec.Struct, frozen=True):
+    """An uplink as found."""
+
+    name: str
+    kind: str
+    interface: str
+    up: bool
+    address: str | None
+    gateway: str | None
+
+
+class PeerReport(msgspec.Struct, frozen=True):
+    """On a hub: a branch that dials us, and the IKE_SAs it has here."""
+
+    name: str
+    ike_sas: int
+    children: int
+    bytes_in: int
+    bytes_out: int
+
+
+class TargetReport(msgspec.Struct, frozen=True):
+    """One target of the data plane: in sync with what is wanted, and how often it was found altered."""
+
+    name: str
+    in_sync: bool
+    drift_total: int
+    last_success: float
+    error: str
+
+
+class Status(msgspec.Struct, frozen=True):
+    """The whole report. Times are wall time in seconds."""
+
+    site: str
+    role: str
+    agent_version: str
+    backend: str
+    started: float
+    now: float
+    document_epoch: int | None
+    document_version: int | None
+    document_expires: float | None
+    controller_last_contact: float | None
+    uplinks: tuple[UplinkReport, ...]
+    paths: tuple[PathReport, ...]
+    bundles: tuple[BundleReport, ...]
+    peers: tuple[PeerReport, ...]
+    targets: tuple[TargetReport, ...]
+    dropped_packets: dict[str, int]
+    pair_packets: dict[str, int]
+    pair_bytes: dict[str, int]
+    conditions: tuple[Condition, ...]
+
+    @property
+    def severity(self) -> Severity:
+        """The worst of its conditions."""
+        found = {condition.severity for condition in self.conditions}
+        return next((s for s in (Severity.DOWN, Severity.DEGRADED) if s in found), Severity.OK)

@@ -1,0 +1,440 @@
+"""What did the controller ask of this site?
+
+In: the exact bytes of a document (JSON, already verified). Out: a `Document`, or a `DocumentError` that names the
+field. The controller builds the same structures, so this file is the wire format. Every IP value is a string:
+`ipaddress` would take the integer 5 for 0.0.0.5.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+import re
+from typing import Literal
+
+import msgspec
+
+SCHEMA = 1
+# A hub's document for 10,000 branches is about 3 MB; twice that is a mistake or an attack.
+MAX_BYTES = 8 * 1024 * 1024
+# What is signed is this line and the document's exact bytes, so that no other signed thing can pass for a document.
+SIGNATURE_CONTEXT = b"cpe-document-v1\n"
+SIGNATURE_HEADER = "Cpe-Signature"
+KEY_ID_HEADER = "Cpe-Key-Id"
+
+# Names become parts of VICI connection names ("uplink.peer.endpoint"): no dot, no space, no upper case.
+NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
+# As the kernel has it: at most 15 bytes, no slash and no white space; and nothing that nft would have to quote.
+INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}\Z")
+PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
+PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
+
+Network = ipaddress.IPv4Network | ipaddress.IPv6Network
+Address = ipaddress.IPv4Address | ipaddress.IPv6Address
+
+
+class DocumentError(Exception):
+    """A document that cannot be obeyed: `path` is the field ("" for the whole), `reason` says what is wrong with it."""
+
+    def __init__(self, path: str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}" if path else reason)
+        self.path = path
+        self.reason = reason
+
+
+class _Part(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Frozen, exact: an unknown field is an error, a default is left out on the wire."""
+
+
+class Endpoint(_Part, frozen=True):
+    """One public address (v4, v6 or name) of a hub, and the inner addresses that answer behind it."""
+
+    name: str
+    address: str
+    probe_address: str
+    ready_address: str
+
+
+class Lan(_Part, frozen=True):
+    """A subnet of this site: on `interface`, or behind the LAN router `via`; `check` is an address that must answer."""
+
+    name: str
+    subnet: str
+    interface: str | None = None
+    via: str | None = None
+    check: str | None = None
+
+
+class Probing(_Part, frozen=True):
+    """How often a path is probed while it carries traffic and while it does not, and how many misses mean down."""
+
+    active_interval_ms: int = 100
+    standby_interval_ms: int = 1000
+    misses: int = 3
+
+
+class Uplink(_Part, frozen=True):
+    """A link to the internet. The lower `priority` is the better. `interface` defaults to the uplink's name."""
+
+    kind: Literal["wired", "cellular"]
+    priority: int
+    path_address: str
+    interface: str | None = None
+    mtu: int | None = None
+    monthly_bytes: int | None = None
+    budget_day: int = 1
+    probe: Probing = Probing()
+
+
+class Peer(_Part, frozen=True):
+    """The other end: who it proves to be, whether we dial it, where (`endpoints`), and what lies behind it (`lans`)."""
+
+    identity: str
+    dial: bool
+    site_address: str
+    lans: tuple[str, ...]
+    port: int = 4500
+    endpoints: tuple[Endpoint, ...] = ()
+    path_addresses: tuple[str, ...] = ()
+
+
+class ServiceProbe(_Part, frozen=True):
+    """A probe of the server behind a pair."""
+
+    kind: Literal["icmp", "tcp"] = "icmp"
+    port: int | None = None
+
+
+class Pair(_Part, frozen=True):
+    """Who may talk: (local subnet, remote subnet[, protocol, ports of the responder]), and who may start.
+
+    `peers` are the sites that can serve it, best first. `protocol` is tcp, udp, icmp or a number.
+    """
+
+    id: str
+    local: str
+    remote: str
+    initiator: Literal["local", "remote", "either"]
+    peers: tuple[str, ...]
+    protocol: str | None = None
+    ports: tuple[str, ...] = ()
+    class_: str = msgspec.field(default="default", name="class")
+    probe: ServiceProbe | None = None
+    log: bool = False
+
+
+class Class(_Part, frozen=True):
+    """The service level that a kind of traffic needs, and whether it may use a metered uplink."""
+
+    latency_ms: int | None = None
+    jitter_ms: int | None = None
+    loss_percent: float | None = None
+    metered: Literal["always", "budget", "never"] = "always"
+
+
+class SigningKey(_Part, frozen=True):
+    """An Ed25519 public key (base64 of its 32 bytes) that may sign documents."""
+
+    id: str
+    key: str
+
+
+class Trust(_Part, frozen=True):
+    """Who may sign documents, and which authorities (PEM) vouch for peers."""
+
+    signing_keys: tuple[SigningKey, ...] = ()
+    cas: tuple[str, ...] = ()
+
+
+class Ipsec(_Part, frozen=True):
+    """One suite for the whole network; times in seconds."""
+
+    suite: Literal["aes256gcm-ecp256", "aes128gcm-ecp256"] = "aes256gcm-ecp256"
+    dpd_s: int = 20
+    rekey_s: int = 14400
+    max_age_s: int = 86400
+
+
+class Policy(_Part, frozen=True):
+    """How patient the site is: seconds of good health before failback, seconds to confirm a new document."""
+
+    failback_s: int = 60
+    confirm_s: int = 120
+
+
+class Management(_Part, frozen=True):
+    """Which subnets may reach the router itself, and which time servers it uses."""
+
+    metrics_from: tuple[str, ...] = ()
+    ssh_from: tuple[str, ...] = ()
+    routing_from: tuple[str, ...] = ()
+    time_servers: tuple[str, ...] = ()
+
+
+class Document(_Part, frozen=True):
+    """All that one site needs to know. Ordered by (epoch, version)."""
+
+    schema: int
+    network: str
+    site: str
+    role: Literal["hub", "branch"]
+    epoch: int
+    version: int
+    issued_at: dt.datetime
+    expires_at: dt.datetime
+    site_address: str
+    lans: tuple[Lan, ...]
+    uplinks: dict[str, Uplink]
+    peers: dict[str, Peer]
+    pairs: tuple[Pair, ...]
+    on_expiry: Literal["keep", "block"] = "keep"
+    controllers: tuple[str, ...] = ()
+    trust: Trust = Trust()
+    drain: bool = False
+    endpoints: tuple[Endpoint, ...] = ()
+    classes: dict[str, Class] = {}
+    ipsec: Ipsec = Ipsec()
+    policy: Policy = Policy()
+    management: Management = Management()
+    hub_nat: bool = False
+    allow_mass_removal: bool = False
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return (self.epoch, self.version)
+
+
+_decoder = msgspec.json.Decoder(Document)
+_encoder = msgspec.json.Encoder(order="deterministic")
+
+
+def encode(document: Document) -> bytes:
+    """The bytes that are signed and served: the same document always gives the same bytes."""
+    return _encoder.encode(document)
+
+
+def decode(raw: bytes) -> Document:
+    """Bytes to a document that holds together, or `DocumentError`. Verify the signature over `raw` before this."""
+    if len(raw) > MAX_BYTES:
+        raise DocumentError("", f"is {len(raw)} bytes long; at most {MAX_BYTES} are read")
+    try:
+        document = _decoder.decode(raw)
+    except msgspec.ValidationError as error:
+        raise _named(str(error)) from None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DocumentError("", f"is not JSON: {error}") from None
+    check(document)
+    return document
+
+
+def check(document: Document) -> None:
+    """Everything that types cannot say. Raises `DocumentError` at the first field that is wrong."""
+    if document.schema != SCHEMA:
+        raise DocumentError("schema", f"is {document.schema}; this agent speaks {SCHEMA}")
+    _name("site", document.site)
+    if document.epoch < 0 or document.version < 1:
+        raise DocumentError("version", "epoch starts at 0 and version at 1")
+    for field, moment in (("issued_at", document.issued_at), ("expires_at", document.expires_at)):
+        if moment.tzinfo is None:
+            raise DocumentError(field, f"{moment.isoformat()} has no time zone; write it as 2026-01-31T12:00:00Z")
+    if document.expires_at <= document.issued_at:
+        raise DocumentError("expires_at", "is not after issued_at")
+    _address("site_address", document.site_address)
+    _check_lans(document.lans)
+    _check_uplinks(document.uplinks)
+    _check_endpoints("endpoints", document.endpoints)
+    if document.role == "hub" and not document.endpoints:
+        raise DocumentError("endpoints", "a hub needs at least one")
+    for name, peer in document.peers.items():
+        _check_peer(name, peer)
+    _check_pairs(document)
+    _check_numbers(document)
+    for field in ("metrics_from", "ssh_from", "routing_from"):
+        for index, subnet in enumerate(getattr(document.management, field)):
+            parse_network(f"management.{field}[{index}]", subnet)
+
+
+def parse_network(path: str, text: str) -> Network:
+    """`text` as a network, exact (no host bits). Raises `DocumentError` at `path`."""
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError as error:
+        raise DocumentError(path, f"{text!r} is no network: {error}") from None
+
+
+def _named(message: str) -> DocumentError:
+    reason, _, where = message.rpartition(" - at ")
+    if not reason:
+        return DocumentError("", message)
+    return DocumentError(where.strip("`").removeprefix("$").removeprefix("."), reason)
+
+
+def _name(path: str, text: str) -> None:
+    if not NAME.match(text):
+        raise DocumentError(path, f"{text!r} is no name: use 1 to 40 of a-z, 0-9 and - (not first or last)")
+
+
+def _interface(path: str, text: str | None) -> None:
+    if text is not None and not INTERFACE.match(text):
+        raise DocumentError(path, f"{text!r} is no interface name")
+
+
+def _address(path: str, text: str) -> Address:
+    try:
+        return ipaddress.ip_address(text)
+    except ValueError as error:
+        raise DocumentError(path, f"{text!r} is no IP address: {error}") from None
+
+
+def _unique(path: str, names: list[str]) -> None:
+    seen: set[str] = set()
+    for index, name in enumerate(names):
+        if name in seen:
+            raise DocumentError(f"{path}[{index}]", f"{name!r} is listed twice")
+        seen.add(name)
+
+
+def _check_lans(lans: tuple[Lan, ...]) -> None:
+    _unique("lans", [lan.name for lan in lans])
+    taken: list[tuple[str, Network]] = []
+    for index, lan in enumerate(lans):
+        path = f"lans[{index}]"
+        _name(f"{path}.name", lan.name)
+        subnet = parse_network(f"{path}.subnet", lan.subnet)
+        for other, network in taken:
+            if network.version == subnet.version and network.overlaps(subnet):
+                raise DocumentError(f"{path}.subnet", f"{subnet} overlaps {network} of LAN {other!r}")
+        taken.append((lan.name, subnet))
+        _interface(f"{path}.interface", lan.interface)
+        for field in ("via", "check"):
+            value = getattr(lan, field)
+            if value is not None:
+                _address(f"{path}.{field}", value)
+
+
+def _check_uplinks(uplinks: dict[str, Uplink]) -> None:
+    for name, uplink in uplinks.items():
+        path = f"uplinks.{name}"
+        _name(path, name)
+        _interface(f"{path}.interface", uplink.interface)
+        _address(f"{path}.path_address", uplink.path_address)
+        if uplink.mtu is not None and not 1280 <= uplink.mtu <= 9216:
+            raise DocumentError(f"{path}.mtu", f"is {uplink.mtu}; 1280 to 9216 is possible")
+        if not 1 <= uplink.budget_day <= 31:
+            raise DocumentError(f"{path}.budget_day", f"is {uplink.budget_day}; a day of the month is 1 to 31")
+        probe = uplink.probe
+        for field in ("active_interval_ms", "standby_interval_ms"):
+            value = getattr(probe, field)
+            if not 20 <= value <= 600_000:
+                raise DocumentError(f"{path}.probe.{field}", f"is {value}; 20 to 600000 is possible")
+        if not 1 <= probe.misses <= 100:
+            raise DocumentError(f"{path}.probe.misses", f"is {probe.misses}; 1 to 100 is possible")
+    _unique("uplinks.path_address", [uplink.path_address for uplink in uplinks.values()])
+
+
+def _check_endpoints(path: str, endpoints: tuple[Endpoint, ...]) -> None:
+    _unique(path, [endpoint.name for endpoint in endpoints])
+    for index, endpoint in enumerate(endpoints):
+        _name(f"{path}[{index}].name", endpoint.name)
+        if not endpoint.address or any(c.isspace() or c in ",%#" for c in endpoint.address):
+            raise DocumentError(f"{path}[{index}].address", f"{endpoint.address!r} is no address or host name")
+        for field in ("probe_address", "ready_address"):
+            _address(f"{path}[{index}].{field}", getattr(endpoint, field))
+
+
+def _check_peer(name: str, peer: Peer) -> None:
+    path = f"peers.{name}"
+    _name(path, name)
+    if not peer.identity or any(c.isspace() or c in "*%#,=" for c in peer.identity):
+        raise DocumentError(
+            f"{path}.identity", f"{peer.identity!r} is no identity: it is the DNS name in a certificate"
+        )
+    _address(f"{path}.site_address", peer.site_address)
+    if not 1 <= peer.port <= 65535:
+        raise DocumentError(f"{path}.port", f"is {peer.port}; 1 to 65535 is possible")
+    for index, subnet in enumerate(peer.lans):
+        parse_network(f"{path}.lans[{index}]", subnet)
+    for index, address in enumerate(peer.path_addresses):
+        _address(f"{path}.path_addresses[{index}]", address)
+    _check_endpoints(f"{path}.endpoints", peer.endpoints)
+    if peer.dial and not peer.endpoints:
+        raise DocumentError(f"{path}.endpoints", "a peer that is dialled needs at least one")
+
+
+def _check_pairs(document: Document) -> None:
+    _unique("pairs", [pair.id for pair in document.pairs])
+    own = [parse_network(f"lans[{i}].subnet", lan.subnet) for i, lan in enumerate(document.lans)]
+    own.append(ipaddress.ip_network(document.site_address))
+    theirs: dict[str, list[Network]] = {}
+    for name, peer in document.peers.items():
+        theirs[name] = [ipaddress.ip_network(subnet) for subnet in peer.lans]
+        theirs[name].append(ipaddress.ip_network(peer.site_address))
+    for index, pair in enumerate(document.pairs):
+        _check_pair(f"pairs[{index}]", pair, own, theirs, document.classes)
+
+
+def _check_pair(
+    path: str, pair: Pair, own: list[Network], theirs: dict[str, list[Network]], classes: dict[str, Class]
+) -> None:
+    local = parse_network(f"{path}.local", pair.local)
+    remote = parse_network(f"{path}.remote", pair.remote)
+    if local.version != remote.version:
+        raise DocumentError(f"{path}.remote", f"{remote} is not of the same IP version as {local}")
+    if not _inside(local, own):
+        raise DocumentError(f"{path}.local", f"{local} is in no LAN of this site")
+    if not pair.peers:
+        raise DocumentError(f"{path}.peers", "names no peer that serves it")
+    _unique(f"{path}.peers", list(pair.peers))
+    for number, name in enumerate(pair.peers):
+        if name not in theirs:
+            raise DocumentError(f"{path}.peers[{number}]", f"{name!r} is no peer of this site")
+        if not _inside(remote, theirs[name]):
+            raise DocumentError(f"{path}.remote", f"{remote} is in no LAN of peer {name!r}")
+    if pair.protocol is not None:
+        protocol_number(f"{path}.protocol", pair.protocol)
+    if pair.ports and pair.protocol not in ("tcp", "udp"):
+        raise DocumentError(f"{path}.ports", "ports need protocol tcp or udp")
+    for number, ports in enumerate(pair.ports):
+        port_range(f"{path}.ports[{number}]", ports)
+    if pair.class_ != "default" and pair.class_ not in classes:
+        raise DocumentError(f"{path}.class", f"{pair.class_!r} is no class of this document")
+    if pair.probe is not None and (pair.probe.kind == "tcp") != (pair.probe.port is not None):
+        raise DocumentError(f"{path}.probe.port", "a tcp probe needs a port, an icmp probe has none")
+
+
+def _inside(subnet: Network, networks: list[Network]) -> bool:
+    return any(
+        subnet.version == network.version and subnet.subnet_of(network)  # type: ignore[arg-type]
+        for network in networks
+    )
+
+
+def protocol_number(path: str, text: str) -> int:
+    """tcp, udp, icmp, icmpv6 or "0".."255" to its IP protocol number."""
+    if text in PROTOCOLS:
+        return PROTOCOLS[text]
+    if text.isascii() and text.isdigit() and int(text) <= 255:
+        return int(text)
+    raise DocumentError(path, f"{text!r} is no protocol: use {', '.join(PROTOCOLS)} or a number from 0 to 255")
+
+
+def port_range(path: str, text: str) -> tuple[int, int]:
+    """ "443" or "8000-8010" to (first, last)."""
+    match = PORTS.match(text)
+    if match:
+        first, last = int(match[1]), int(match[2] or match[1])
+        if 1 <= first <= last <= 65535:
+            return first, last
+    raise DocumentError(path, f"{text!r} is no port: write 443 or 8000-8010, from 1 to 65535")
+
+
+def _check_numbers(document: Document) -> None:
+    for name, at_least, value in (
+        ("ipsec.dpd_s", 1, document.ipsec.dpd_s),
+        ("ipsec.rekey_s", 60, document.ipsec.rekey_s),
+        ("ipsec.max_age_s", 60, document.ipsec.max_age_s),
+        ("policy.failback_s", 0, document.policy.failback_s),
+        ("policy.confirm_s", 1, document.policy.confirm_s),
+    ):
+        if value < at_least:
+            raise DocumentError(name, f"is {value}; at least {at_least} is possible")

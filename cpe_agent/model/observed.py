@@ -1,0 +1,108 @@
+"""What do the kernel and charon hold, and what did the probes say?
+
+Filled by the edges, read by core. Nothing here is remembered from what we asked for.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+import msgspec
+
+
+class LinkAddress(msgspec.Struct, frozen=True, order=True):
+    """An address with its prefix length."""
+
+    address: str
+    prefix_length: int
+
+
+class Link(msgspec.Struct, frozen=True, order=True):
+    """A network interface. `up`: administratively up and with carrier. `gateways`: of its default routes, best first
+    ("" for a default route without gateway, as on ppp and wwan)."""
+
+    name: str
+    up: bool
+    addresses: tuple[LinkAddress, ...] = ()
+    gateways: tuple[str, ...] = ()
+
+
+class Links(msgspec.Struct, frozen=True):
+    """Every interface of the router, by name."""
+
+    by_name: dict[str, Link] = {}
+
+
+class ChildSa(msgspec.Struct, frozen=True):
+    """An installed CHILD_SA. Selectors as charon prints them. Bytes since it was installed."""
+
+    name: str
+    unique_id: int
+    state: str
+    local_ts: tuple[str, ...]
+    remote_ts: tuple[str, ...]
+    bytes_in: int = 0
+    bytes_out: int = 0
+
+    @property
+    def installed(self) -> bool:
+        # A child under rekeying still carries traffic.
+        return self.state in ("INSTALLED", "REKEYING", "REKEYED")
+
+
+class IkeSa(msgspec.Struct, frozen=True):
+    """An IKE_SA known to charon, by unique id. `busy`: charon has a task of ours under way in it (set-up, a child)."""
+
+    connection: str
+    unique_id: int
+    state: str
+    initiator: bool
+    remote_id: str = ""
+    remote_host: str = ""
+    busy: bool = False
+    children: tuple[ChildSa, ...] = ()
+
+    @property
+    def established(self) -> bool:
+        return self.state in ("ESTABLISHED", "REKEYING", "REKEYED")
+
+
+class LoadedChild(msgspec.Struct, frozen=True, order=True):
+    """A child configuration as charon reports it."""
+
+    name: str
+    local_ts: tuple[str, ...]
+    remote_ts: tuple[str, ...]
+
+
+class Charon(msgspec.Struct, frozen=True):
+    """charon's own account: loaded `cpe-` connections, IKE_SAs of those, and whether our key and authorities are in."""
+
+    connections: dict[str, tuple[LoadedChild, ...]] = {}
+    ike_sas: tuple[IkeSa, ...] = ()
+    credentials_loaded: bool = False
+
+
+class EventKind(Enum):
+    IKE_UP = "ike_up"
+    IKE_DOWN = "ike_down"
+    CHILD_UP = "child_up"
+    CHILD_DOWN = "child_down"
+
+
+class CharonEvent(msgspec.Struct, frozen=True):
+    """charon says that something became of one of our connections."""
+
+    kind: EventKind
+    connection: str
+    unique_id: int
+    child: str = ""
+
+
+class Reply(msgspec.Struct, frozen=True):
+    """An echo reply, or (rtt_s None) a probe that could not even be sent. `sent_at`, rtt in seconds, trio's clock."""
+
+    target: str  # the address that was asked
+    source: str
+    sequence: int
+    rtt_s: float | None

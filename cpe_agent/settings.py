@@ -1,0 +1,199 @@
+"""What did the operator set on this router?
+
+In: /etc/cpe-agent/agent.yaml. Out: frozen `Settings`, defaults filled in, or a `SettingsError` that names file, field
+and mend. It holds what the agent needs to reach its controller and to believe it; everything else is in the document.
+The files that it names are not looked at: who opens them says what is wrong with them.
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+import urllib.parse
+from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Annotated, Literal
+
+import msgspec
+import yaml
+
+from cpe_agent.model.document import NAME, SigningKey
+
+DEFAULT_PATH = Path("/etc/cpe-agent/agent.yaml")
+# A hundred times what a full one has.
+MAX_BYTES = 256 * 1024
+
+SIGNING_KEY_BYTES = 32
+
+
+class SettingsError(Exception):
+    """Settings that cannot be used: `field` ("" for the whole file) and `reason`, which says what to write instead."""
+
+    def __init__(self, path: Path, field: str, reason: str) -> None:
+        super().__init__(f"{path}: {field}: {reason}" if field else f"{path}: {reason}")
+        self.path = path
+        self.field = field
+        self.reason = reason
+
+
+class HostPort(msgspec.Struct, frozen=True):
+    """Where to listen. `host` is an address (an IPv6 one without brackets) or a name."""
+
+    host: str
+    port: int
+
+
+class Settings(msgspec.Struct, frozen=True):
+    """One router's own settings. `signing_keys` vouch for the first document; later ones come in documents."""
+
+    site: str
+    controllers: tuple[str, ...]
+    signing_keys: tuple[SigningKey, ...]
+    state_dir: Path
+    run_dir: Path
+    ca: Path
+    certificate: Path
+    key: Path
+    vici_socket: Path
+    backend: Literal["auto", "kernel", "userland"]
+    metrics: HostPort
+    log: Literal["json", "console"]
+    log_level: Literal["debug", "info", "warning", "error"]
+
+
+class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The file as it is written; None is a default that depends on another field."""
+
+    site: str
+    controllers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
+    signing_keys: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+    state_dir: str = "/var/lib/cpe-agent"
+    run_dir: str = "/run/cpe-agent"
+    ca: str = "/etc/cpe-agent/ca.pem"
+    certificate: str | None = None
+    key: str | None = None
+    vici_socket: str = "/run/cpe-agent/charon.vici"
+    backend: Literal["auto", "kernel", "userland"] = "auto"
+    metrics: str = "127.0.0.1:9273"
+    log: Literal["json", "console"] = "json"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+def load_settings(path: Path = DEFAULT_PATH) -> Settings:
+    """The settings in `path`. Raises SettingsError."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(MAX_BYTES + 1)
+    except FileNotFoundError:
+        raise SettingsError(
+            path, "", "is not there: write it (configs/agent.yaml is an example) or name another"
+        ) from None
+    except OSError as error:
+        raise SettingsError(path, "", f"cannot be read: {error.strerror}") from None
+    if len(content) > MAX_BYTES:
+        raise SettingsError(path, "", f"is longer than {MAX_BYTES} bytes: it cannot be the right file")
+    return parse_settings(path, content)
+
+
+def parse_settings(path: Path, content: bytes) -> Settings:
+    """`content` as the settings of `path`, which is only for the errors."""
+    try:
+        parsed = msgspec.convert(_parse_yaml(path, content), _File)
+    except msgspec.ValidationError as error:
+        reason, _, where = str(error).partition(" - at ")
+        # Of unknown and missing fields msgspec says the name in the reason.
+        raise SettingsError(path, where.strip("`").removeprefix("$").removeprefix("."), reason) from None
+    if not NAME.match(parsed.site):
+        raise SettingsError(
+            path, "site", f"{parsed.site!r} is no name: use 1 to 40 of a-z, 0-9 and - (not first or last)"
+        )
+    state_dir = _absolute(path, "state_dir", parsed.state_dir)
+    return Settings(
+        site=parsed.site,
+        controllers=tuple(_url(path, f"controllers[{i}]", url) for i, url in enumerate(parsed.controllers)),
+        signing_keys=tuple(_signing_key(path, key_id, key) for key_id, key in parsed.signing_keys.items()),
+        state_dir=state_dir,
+        run_dir=_absolute(path, "run_dir", parsed.run_dir),
+        ca=_absolute(path, "ca", parsed.ca),
+        certificate=_absolute(path, "certificate", parsed.certificate, state_dir / "identity.pem"),
+        key=_absolute(path, "key", parsed.key, state_dir / "identity.key"),
+        vici_socket=_absolute(path, "vici_socket", parsed.vici_socket),
+        backend=parsed.backend,
+        metrics=_host_port(path, "metrics", parsed.metrics),
+        log=parsed.log,
+        log_level=parsed.log_level,
+    )
+
+
+def _parse_yaml(path: Path, content: bytes) -> object:
+    try:
+        # YAML lets a later key silently win over an earlier one; here that is always a mistake.
+        for node in _mappings(yaml.compose(content, Loader=yaml.SafeLoader)):
+            seen: set[Hashable] = set()
+            for key, _ in node.value:
+                if key.value in seen:
+                    raise SettingsError(path, str(key.value), f"is there twice (line {key.start_mark.line + 1})")
+                if isinstance(key.value, str):
+                    seen.add(key.value)
+        parsed = yaml.safe_load(content)
+    except yaml.MarkedYAMLError as error:
+        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
+        raise SettingsError(path, "", f"is not YAML: {error.problem or error.context}{where}") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise SettingsError(path, "", f"is not YAML: {error}") from None
+    if parsed is None:
+        raise SettingsError(path, "", "is empty: it needs at least site, controllers and signing_keys")
+    return parsed
+
+
+def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:
+    if isinstance(node, yaml.MappingNode):
+        yield node
+        for _, value in node.value:
+            yield from _mappings(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            yield from _mappings(value)
+
+
+def _absolute(path: Path, field: str, text: str | None, default: Path = Path("/")) -> Path:
+    if text is None:
+        return default
+    if not text.startswith("/"):
+        raise SettingsError(path, field, f"{text!r} is no absolute path: begin it with /")
+    return Path(text)
+
+
+def _url(path: Path, field: str, text: str) -> str:
+    mend = "write it as https://controller.example:8443"
+    try:
+        url = urllib.parse.urlsplit(text)
+        port = url.port
+    except ValueError as error:
+        raise SettingsError(path, field, f"{text!r} is no URL ({error}): {mend}") from None
+    if url.scheme != "https" or not url.hostname or port == 0 or not re.fullmatch(r"[!-~]+", text):
+        raise SettingsError(path, field, f"{text!r} is no https URL: {mend}")
+    if url.query or url.fragment or url.username is not None or url.password is not None:
+        raise SettingsError(path, field, f"{text!r} must be a plain address, without user, ? or #: {mend}")
+    return text.rstrip("/")
+
+
+def _signing_key(path: Path, key_id: str, text: str) -> SigningKey:
+    try:
+        key = base64.b64decode(text, validate=True)
+    except ValueError:
+        key = b""
+    if len(key) != SIGNING_KEY_BYTES:
+        raise SettingsError(
+            path,
+            f"signing_keys.{key_id}",
+            f"{text!r} is no Ed25519 public key: write the base64 of its {SIGNING_KEY_BYTES} bytes (44 characters)",
+        )
+    return SigningKey(id=key_id, key=text)
+
+
+def _host_port(path: Path, field: str, text: str) -> HostPort:
+    match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})", text)
+    if not match or not 1 <= int(match[3]) <= 65535:
+        raise SettingsError(path, field, f"{text!r} is no address and port: write 127.0.0.1:9273 or [::1]:9273")
+    return HostPort(host=match[1] or match[2], port=int(match[3]))

@@ -1,0 +1,184 @@
+"""What does each site need to know?
+
+In: a `Network`, its addresses, and who is trusted. Out: one `Document` per site, checked as the agents will check it.
+Pure: the same network gives the same documents. Version, epoch and times are the publisher's (`Stamp`).
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from cpe_agent.model import document
+from cpe_agent.model.document import Document, Endpoint, Pair, Peer
+from cpe_controller.addresses import Allocation, allocate
+from cpe_controller.network import Hub, Network, Permit, Site, identity
+
+Initiator = Literal["local", "remote", "either"]
+
+_BRANCH_SAYS: dict[str, Initiator] = {"branch": "local", "service": "remote", "either": "either"}
+_HUB_SAYS: dict[str, Initiator] = {"branch": "remote", "service": "local", "either": "either"}
+
+
+@dataclass(frozen=True)
+class Stamp:
+    """What is in a document beside its content."""
+
+    epoch: int
+    version: int
+    issued_at: dt.datetime
+
+
+def compile_network(
+    network: Network, addresses: Allocation, trust: document.Trust, stamps: Mapping[str, Stamp]
+) -> dict[str, Document]:
+    """One document per site. Raises `NetworkError` where a site's document would be refused."""
+    pairs = _pairs(network)
+    documents: dict[str, Document] = {}
+    for site in network.sites:
+        stamp = stamps[site.name]
+        compiled = Document(
+            schema=document.SCHEMA,
+            network=network.name,
+            site=site.name,
+            role="hub" if isinstance(site, Hub) else "branch",
+            epoch=stamp.epoch,
+            version=stamp.version,
+            issued_at=stamp.issued_at,
+            expires_at=stamp.issued_at + dt.timedelta(days=network.lifetime_days),
+            on_expiry=network.on_expiry,
+            controllers=network.controllers,
+            trust=trust,
+            site_address=addresses[site.name]["site"],
+            endpoints=_endpoints(site, addresses),
+            lans=tuple(
+                document.Lan(lan.name, str(lan.subnet), interface=lan.interface, via=lan.via, check=lan.check)
+                for lan in site.lans
+            ),
+            uplinks=_uplinks(site, addresses),
+            peers=_peers(network, site, addresses),
+            pairs=tuple(pairs[site.name]),
+            classes=dict(network.classes),
+            ipsec=network.ipsec,
+            policy=network.policy,
+            management=network.management,
+            hub_nat=isinstance(site, Hub) and site.hub_nat,
+        )
+        try:
+            document.check(compiled)
+        except document.DocumentError as error:
+            raise network.error(site, error.path, error.reason) from None
+        documents[site.name] = compiled
+    return documents
+
+
+def rehearse(network: Network, now: dt.datetime) -> dict[str, Document]:
+    """As if `network` were the first to be applied: raises what applying it would raise."""
+    stamp = Stamp(epoch=0, version=1, issued_at=now)
+    stamps = {site.name: stamp for site in network.sites}
+    return compile_network(network, allocate(network, {}), document.Trust(), stamps)
+
+
+def stamped(compiled: Document, stamp: Stamp) -> Document:
+    """The same content under another stamp, with the same lifetime."""
+    lifetime = compiled.expires_at - compiled.issued_at
+    return msgspec.structs.replace(
+        compiled,
+        epoch=stamp.epoch,
+        version=stamp.version,
+        issued_at=stamp.issued_at,
+        expires_at=stamp.issued_at + lifetime,
+    )
+
+
+def _uplinks(site: Site, addresses: Allocation) -> dict[str, document.Uplink]:
+    return {
+        uplink.name: document.Uplink(
+            kind=uplink.kind,
+            priority=uplink.priority,
+            path_address=addresses[site.name][f"path/{uplink.name}"],
+            interface=uplink.interface,
+            mtu=uplink.mtu,
+            monthly_bytes=uplink.monthly_bytes,
+            budget_day=uplink.budget_day,
+            probe=uplink.probe,
+        )
+        for uplink in site.uplinks
+    }
+
+
+def _endpoints(site: Site, addresses: Allocation) -> tuple[Endpoint, ...]:
+    if not isinstance(site, Hub):
+        return ()
+    own = addresses[site.name]
+    return tuple(
+        Endpoint(name, address, own[f"probe/{name}"], own[f"ready/{name}"]) for name, address in site.endpoints
+    )
+
+
+def _peers(network: Network, site: Site, addresses: Allocation) -> dict[str, Peer]:
+    """A branch's peers are the hubs; a hub's are the branches and the other hubs."""
+    if not isinstance(site, Hub):
+        return {hub.name: _peer(network, site, hub, True, addresses) for hub in network.hubs}
+    hubs = [other for other in network.hubs if other.name != site.name]
+    peers = {other.name: _peer(network, site, other, other.name in site.dials, addresses) for other in hubs}
+    return peers | {branch.name: _peer(network, site, branch, False, addresses) for branch in network.branches}
+
+
+def _peer(network: Network, site: Site, other: Site, dial: bool, addresses: Allocation) -> Peer:
+    theirs = addresses[other.name]
+    # What a site has itself it does not look for elsewhere: of a subnet that both hubs serve, each has its own.
+    own = {lan.subnet for lan in site.lans}
+    return Peer(
+        identity=identity(other.name, network.name),
+        dial=dial,
+        site_address=theirs["site"],
+        lans=tuple(str(lan.subnet) for lan in other.lans if lan.subnet not in own),
+        endpoints=_endpoints(other, addresses) if dial else (),
+        path_addresses=() if dial else tuple(theirs[f"path/{uplink.name}"] for uplink in other.uplinks),
+    )
+
+
+def _pairs(network: Network) -> dict[str, list[Pair]]:
+    """A permit is a pair for every LAN of every branch it names, and the same pair from the other end at each hub."""
+    pairs: dict[str, list[Pair]] = {site.name: [] for site in network.sites}
+    branches = {branch.name: branch for branch in network.branches}
+    for permit in network.permits:
+        service = network.service(permit.service)
+        for name in permit.branches:
+            for lan in branches[name].lans:
+                if lan.subnet.version != service.subnet.version:
+                    continue
+                pair_id = _free_id(f"{name}.{lan.name}>{service.name}", pairs[name])
+                ends = (str(lan.subnet), str(service.subnet))
+                pairs[name].append(_pair(pair_id, ends, _BRANCH_SAYS[permit.initiator], service.at, permit))
+                for hub in service.at:
+                    pairs[hub].append(_pair(pair_id, ends[::-1], _HUB_SAYS[permit.initiator], (name,), permit))
+    return pairs
+
+
+def _pair(pair_id: str, ends: tuple[str, ...], initiator: Initiator, peers: tuple[str, ...], permit: Permit) -> Pair:
+    return Pair(
+        id=pair_id,
+        local=ends[0],
+        remote=ends[1],
+        initiator=initiator,
+        peers=peers,
+        protocol=permit.protocol,
+        ports=permit.ports,
+        class_=permit.class_,
+    )
+
+
+def _free_id(wanted: str, pairs: Sequence[Pair]) -> str:
+    """`wanted`, or with -2, -3 ... where one permit is not the only one between the two."""
+    taken = {pair.id for pair in pairs}
+    number, pair_id = 1, wanted
+    while pair_id in taken:
+        number += 1
+        pair_id = f"{wanted}-{number}"
+    return pair_id

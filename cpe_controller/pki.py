@@ -1,0 +1,187 @@
+"""Who vouches that this is that site?
+
+One P-256 root authority per network. A site's certificate serves TLS towards the controller and IKEv2 towards its
+peers; its name is ours to give, whatever a request asks for. The server's own certificate can be nothing but a
+server's, and a site's never a server's, so that no site can pass for the controller.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+import ipaddress
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
+
+from cpe_controller.network import identity
+
+SITE_DAYS = 200
+# The root outlives every router; replacing it is a rotation, not an expiry.
+ROOT_DAYS = 20 * 365
+# Routers without a clock battery wake up in the past.
+BACKDATED = dt.timedelta(days=1)
+
+Key = ec.EllipticCurvePrivateKey
+
+
+@dataclass(frozen=True)
+class Authority:
+    """The network's root: its key and its certificate."""
+
+    key: Key
+    certificate: x509.Certificate
+
+    def pem(self) -> bytes:
+        return certificate_pem(self.certificate)
+
+
+def new_key() -> Key:
+    return ec.generate_private_key(ec.SECP256R1())
+
+
+def new_authority(network: str, now: dt.datetime) -> Authority:
+    key = new_key()
+    name = _name(network, "root")
+    usage = _usage(key_cert_sign=True, crl_sign=True)
+    builder = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(now - BACKDATED)
+        .not_valid_after(now + dt.timedelta(days=ROOT_DAYS))
+        .add_extension(x509.BasicConstraints(ca=True, path_length=1), critical=True)
+        .add_extension(usage, critical=True)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key.public_key()), critical=False)
+    )
+    return Authority(key, builder.sign(key, hashes.SHA256()))
+
+
+def issue_site(
+    authority: Authority,
+    network: str,
+    site: str,
+    key: ec.EllipticCurvePublicKey | x509.CertificateSigningRequest,
+    now: dt.datetime,
+    days: int = SITE_DAYS,
+) -> x509.Certificate:
+    """A site's certificate for its public key or its request. Raises ValueError if the key or its proof is wrong."""
+    names = [x509.DNSName(identity(site, network))]
+    return _issue(authority, _name(network, site), names, ExtendedKeyUsageOID.CLIENT_AUTH, _public(key), now, days)
+
+
+def issue_server(
+    authority: Authority,
+    network: str,
+    addresses: Sequence[str],
+    key: ec.EllipticCurvePublicKey,
+    now: dt.datetime,
+    days: int = SITE_DAYS,
+) -> x509.Certificate:
+    """The controller's own certificate, for the addresses (IP or DNS) at which agents reach it."""
+    names = [_general_name(address) for address in addresses]
+    usage = ExtendedKeyUsageOID.SERVER_AUTH
+    return _issue(authority, _name(network, "controller"), names, usage, _public(key), now, days)
+
+
+def site_of(names: Sequence[tuple[str, str]], network: str) -> str | None:
+    """The site whose certificate has these alternative names, as Python's ssl gives them; None if it is no site's."""
+    if len(names) != 1 or names[0][0] != "DNS":
+        return None
+    site = names[0][1].partition(".")[0]
+    return site if names[0][1] == identity(site, network) else None
+
+
+def key_pem(key: Key) -> bytes:
+    return key.private_bytes(
+        serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
+    )
+
+
+def load_key(pem: bytes) -> Key:
+    """Raises ValueError if it is no unencrypted P-256 private key."""
+    key = serialization.load_pem_private_key(pem, None)
+    if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
+        raise ValueError("is no P-256 key")
+    return key
+
+
+def certificate_pem(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def half_spent(certificate: x509.Certificate, now: dt.datetime) -> bool:
+    """Whether half of its life is over: time for the next."""
+    start, end = certificate.not_valid_before_utc, certificate.not_valid_after_utc
+    return now > start + (end - start) / 2
+
+
+def _issue(
+    authority: Authority,
+    subject: x509.Name,
+    names: Sequence[x509.GeneralName],
+    usage: x509.ObjectIdentifier,
+    key: ec.EllipticCurvePublicKey,
+    now: dt.datetime,
+    days: int,
+) -> x509.Certificate:
+    root = authority.certificate
+    identifier = root.extensions.get_extension_for_class(x509.SubjectKeyIdentifier).value
+    return (
+        x509.CertificateBuilder()
+        .subject_name(subject)
+        .issuer_name(root.subject)
+        .public_key(key)
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(max(now - BACKDATED, root.not_valid_before_utc))
+        .not_valid_after(min(now + dt.timedelta(days=days), root.not_valid_after_utc))
+        .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
+        .add_extension(_usage(digital_signature=True), critical=True)
+        .add_extension(x509.ExtendedKeyUsage([usage]), critical=False)
+        .add_extension(x509.SubjectAlternativeName(names), critical=False)
+        .add_extension(x509.SubjectKeyIdentifier.from_public_key(key), critical=False)
+        .add_extension(x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(identifier), critical=False)
+        .sign(authority.key, hashes.SHA256())
+    )
+
+
+def _public(key: ec.EllipticCurvePublicKey | x509.CertificateSigningRequest) -> ec.EllipticCurvePublicKey:
+    public: object = key
+    if isinstance(key, x509.CertificateSigningRequest):
+        if not key.is_signature_valid:
+            raise ValueError("the request is not signed with its own key")
+        public = key.public_key()
+    if not isinstance(public, ec.EllipticCurvePublicKey) or not isinstance(public.curve, ec.SECP256R1):
+        raise ValueError("the key is not P-256")
+    return public
+
+
+def _name(network: str, what: str) -> x509.Name:
+    attributes = [(NameOID.ORGANIZATION_NAME, f"{network}.cpe"), (NameOID.COMMON_NAME, what)]
+    return x509.Name([x509.NameAttribute(oid, text) for oid, text in attributes])
+
+
+def _general_name(address: str) -> x509.GeneralName:
+    try:
+        return x509.IPAddress(ipaddress.ip_address(address))
+    except ValueError:
+        return x509.DNSName(address)
+
+
+def _usage(*, digital_signature: bool = False, key_cert_sign: bool = False, crl_sign: bool = False) -> x509.KeyUsage:
+    return x509.KeyUsage(
+        digital_signature=digital_signature,
+        content_commitment=False,
+        key_encipherment=False,
+        data_encipherment=False,
+        key_agreement=False,
+        key_cert_sign=key_cert_sign,
+        crl_sign=crl_sign,
+        encipher_only=False,
+        decipher_only=False,
+    )

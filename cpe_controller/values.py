@@ -1,0 +1,165 @@
+"""What does this one value mean?
+
+In: a `Field` (or a group of them that goes into documents as it is). Out: the value, or the field's `NetworkError`.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import urllib.parse
+from collections.abc import Callable, Mapping
+from typing import Literal, cast
+
+from cpe_agent.model import document
+from cpe_controller.fields import Field
+from cpe_controller.network import Subnet
+
+# Longer than a controller may be lost; shorter than a certificate lives (200 days).
+DEFAULT_LIFETIME_DAYS = 90
+MAX_LIFETIME_DAYS = 180
+
+
+def named(field: Field, name: str) -> str:
+    """`name`, which `field` is called by or says."""
+    if not document.NAME.match(name):
+        raise field.error(f"{name!r} is no name; use 1 to 40 of a-z, 0-9 and - (not first or last)")
+    return name
+
+
+def subnet(field: Field) -> Subnet:
+    text = field.text()
+    try:
+        return ipaddress.ip_network(text)
+    except ValueError:
+        pass
+    try:
+        meant = ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        raise field.error(f"{text!r} is no subnet; write it as 10.1.0.0/24") from None
+    raise field.error(f"{text} is a machine's address in {meant}; write {meant}")
+
+
+def address(field: Field, version: int) -> str:
+    text = field.text()
+    try:
+        if ipaddress.ip_address(text).version == version:
+            return text
+    except ValueError:
+        pass
+    raise field.error(f"{text!r} is no IPv{version} address; write one without /")
+
+
+def url(field: Field) -> str:
+    text = field.text()
+    try:
+        parts = urllib.parse.urlsplit(text)
+        whole = parts.scheme == "https" and parts.hostname and parts.port != 0 and parts.path in ("", "/")
+    except ValueError:
+        whole = False
+    if not whole or any(c.isspace() for c in text):
+        raise field.error(f"{text!r} is no controller; write it as https://203.0.113.5:8443")
+    return text.removesuffix("/")
+
+
+def lifetime_days(field: Field | None) -> int:
+    days = DEFAULT_LIFETIME_DAYS if field is None else field.integer()
+    if field is not None and not 1 <= days <= MAX_LIFETIME_DAYS:
+        raise field.error(f"is {days}; 1 to {MAX_LIFETIME_DAYS} is possible")
+    return days
+
+
+def probing(field: Field | None, default: document.Probing) -> document.Probing:
+    if field is None:
+        return default
+    record = field.record((), ("active_interval_ms", "standby_interval_ms", "misses"))
+    return document.Probing(
+        active_interval_ms=record.integer("active_interval_ms", default.active_interval_ms),
+        standby_interval_ms=record.integer("standby_interval_ms", default.standby_interval_ms),
+        misses=record.integer("misses", default.misses),
+    )
+
+
+def ipsec(field: Field | None) -> document.Ipsec:
+    default = document.Ipsec()
+    if field is None:
+        return default
+    record = field.record((), ("suite", "dpd_s", "rekey_s", "max_age_s"))
+    suite = record["suite"].choice("aes256gcm-ecp256", "aes128gcm-ecp256") if "suite" in record else default.suite
+    return document.Ipsec(
+        suite=cast(Literal["aes256gcm-ecp256", "aes128gcm-ecp256"], suite),
+        dpd_s=record.integer("dpd_s", default.dpd_s),
+        rekey_s=record.integer("rekey_s", default.rekey_s),
+        max_age_s=record.integer("max_age_s", default.max_age_s),
+    )
+
+
+def policy(field: Field | None) -> document.Policy:
+    default = document.Policy()
+    if field is None:
+        return default
+    record = field.record((), ("failback_s", "confirm_s"))
+    return document.Policy(
+        failback_s=record.integer("failback_s", default.failback_s),
+        confirm_s=record.integer("confirm_s", default.confirm_s),
+    )
+
+
+def management(field: Field | None) -> document.Management:
+    if field is None:
+        return document.Management()
+    record = field.record((), ("metrics_from", "ssh_from", "routing_from", "time_servers"))
+    return document.Management(
+        metrics_from=tuple(str(subnet(item)) for item in record.items("metrics_from")),
+        ssh_from=tuple(str(subnet(item)) for item in record.items("ssh_from")),
+        routing_from=tuple(str(subnet(item)) for item in record.items("routing_from")),
+        time_servers=tuple(item.text() for item in record.items("time_servers")),
+    )
+
+
+def classes(fields: Mapping[str, Field]) -> dict[str, document.Class]:
+    found: dict[str, document.Class] = {}
+    for name, field in fields.items():
+        named(field, name)
+        record = field.record((), ("latency_ms", "jitter_ms", "loss_percent", "metered"))
+        metered = record["metered"].choice("always", "budget", "never") if "metered" in record else "always"
+        found[name] = document.Class(
+            latency_ms=_positive(record.get("latency_ms")),
+            jitter_ms=_positive(record.get("jitter_ms")),
+            loss_percent=_percent(record.get("loss_percent")),
+            metered=cast(Literal["always", "budget", "never"], metered),
+        )
+    return found
+
+
+def told(field: Field, check: Callable[[str, str], object]) -> None:
+    """What the document's own check (of a path and a text) says of this value is said of the field."""
+    try:
+        check(field.path, field.text())
+    except document.DocumentError as error:
+        raise field.error(error.reason) from None
+
+
+def overlap(one: Subnet, other: Subnet) -> bool:
+    return one.version == other.version and one.overlaps(other)
+
+
+def within(inner: Subnet, outer: Subnet) -> bool:
+    return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
+def _positive(field: Field | None) -> int | None:
+    if field is None:
+        return None
+    value = field.integer()
+    if value < 1:
+        raise field.error(f"is {value}; at least 1 is possible")
+    return value
+
+
+def _percent(field: Field | None) -> float | None:
+    if field is None:
+        return None
+    value = field.number()
+    if not 0 <= value <= 100:
+        raise field.error(f"is {value:g}; 0 to 100 is possible")
+    return value

@@ -1,0 +1,25 @@
+"""Every test runs in a network namespace of its own making, so that none can touch the machine's network."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import subprocess
+import threading
+
+import pytest
+
+_CLONE_NEWNET = 0x40000000
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Move this process into a fresh network namespace, before any thread exists (a thread would stay behind)."""
+    if os.geteuid() != 0:
+        pytest.exit("The tests make network namespaces: run them as root.", returncode=pytest.ExitCode.USAGE_ERROR)
+    if threading.active_count() != 1:
+        pytest.exit("A thread exists before the tests have left the machine's network.", returncode=3)
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(_CLONE_NEWNET) != 0:
+        reason = os.strerror(ctypes.get_errno())
+        pytest.exit(f"The tests cannot make a network namespace: {reason}.", returncode=pytest.ExitCode.USAGE_ERROR)
+    subprocess.run(["ip", "link", "set", "lo", "up"], check=True)

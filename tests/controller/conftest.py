@@ -1,0 +1,69 @@
+"""A network, a state directory that holds it, and a server process that serves it."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from cpe_controller import setup
+
+EXAMPLE = Path(__file__).parents[2] / "configs" / "network.yaml"
+HEARTBEAT_S = 0.3
+
+
+@dataclass(frozen=True)
+class Served:
+    """A running `cpe-controller serve`."""
+
+    url: str
+    state: Path
+    process: subprocess.Popen[str]
+
+    def client(self, site: str | None, *, ca: Path | None = None, issuer: Path | None = None) -> httpx.Client:
+        """An agent's client: with the certificate of `site` (None: without one), issued by `issuer`'s state."""
+        context = ssl.create_default_context(cafile=str((ca or self.state) / "root.pem"))
+        if site is not None:
+            out = self.state.parent / "sites"
+            key, pem, _ = setup.save_site(out, site, *setup.issue_site(issuer or self.state, site))
+            context.load_cert_chain(pem, key)
+        return httpx.Client(base_url=self.url, verify=context, trust_env=False, timeout=5)
+
+
+@pytest.fixture
+def text() -> str:
+    return EXAMPLE.read_text()
+
+
+@pytest.fixture
+def state(tmp_path: Path) -> Path:
+    """Set up for the example's network, nothing applied yet."""
+    path = tmp_path / "state"
+    setup.init_state(path, "blood", ["127.0.0.1", "localhost"])
+    return path
+
+
+@pytest.fixture
+def served(state: Path, text: str) -> Iterator[Served]:
+    setup.apply(state, text)
+    command = [sys.executable, "-m", "cpe_controller", "--state", str(state), "serve"]
+    command += ["--listen", "127.0.0.1", "--port", "0", "--heartbeat-s", str(HEARTBEAT_S)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=EXAMPLE.parents[1]) as process:
+        try:
+            assert process.stdout is not None
+            line = process.stdout.readline()
+            assert line.startswith("listening on "), line
+            yield Served(line.split()[-1], state, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            try:
+                process.wait(5)
+            finally:
+                process.kill()

@@ -1,0 +1,116 @@
+"""network.yaml: the example is good, and every mistake is named with its line, its field and the mend."""
+
+from __future__ import annotations
+
+import datetime as dt
+
+import pytest
+
+from cpe_controller.compile import rehearse
+from cpe_controller.fields import NetworkError
+from cpe_controller.network import Network
+from cpe_controller.parse import parse
+
+NOW = dt.datetime(2026, 1, 1, tzinfo=dt.UTC)
+
+
+def test_the_example_is_good(text: str) -> None:
+    network = parse(text)
+    assert [hub.name for hub in network.hubs] == ["centre", "cloud"]
+    assert [branch.name for branch in network.branches] == ["hospital-1", "van-1"]
+    assert network.service("directory").at == ("centre", "cloud")
+    assert [(uplink.name, uplink.priority) for uplink in network.branches[0].uplinks] == [("wired", 1), ("lte", 2)]
+    assert network.permits[0].branches == ("hospital-1", "van-1")
+    assert network.permits[0].ports == ("80", "443")
+    assert rehearse(network, NOW).keys() == {"centre", "cloud", "hospital-1", "van-1"}
+
+
+MISTAKES = [
+    # (in the example, written instead, field, what the error says)
+    ("subnet: 10.101.0.0/24", "subnet: 10.101.0.1/24", "branches.hospital-1.lans.ward.subnet", "write 10.101.0.0/24"),
+    ("subnet: 10.101.0.0/24", "subnet: ward", "branches.hospital-1.lans.ward.subnet", "10.1.0.0/24"),
+    ("subnet: 10.101.0.0/24", "subnet:", "branches.hospital-1.lans.ward.subnet", "is empty"),
+    ("subnet: 10.102.0.0/24", "subnet: 10.101.0.128/25", "branches.van-1.lans.crew.subnet", "ward; give it a range"),
+    ("subnet: 10.102.0.0/24", "subnet: 10.101.0.0/24", "branches.van-1.lans.crew.subnet", "overlaps 10.101.0.0/24"),
+    ("subnet: 10.102.0.0/24", "subnet: 10.0.0.0/8", "branches.van-1.lans.crew.subnet", "overlaps 10."),
+    ("subnet: 10.102.0.0/24", "subnet: 10.255.3.0/24", "branches.van-1.lans.crew.subnet", "of overlay"),
+    ("subnet: 10.20.0.0/24, interface", "subnet: 10.10.0.0/25, interface", "hubs.cloud.lans.servers.subnet", "overlaps"),
+    ("address: 198.51.100.20", "address: 198.51.100.10", "hubs.cloud.endpoints.wan", "has its own"),
+    ("address: 198.51.100.20", "address: 10.20.0.9", "hubs.cloud.endpoints.wan.address", "public address"),
+    ("address: 198.51.100.20", "address: a b", "hubs.cloud.endpoints.wan.address", "no address"),
+    ("dials: [centre]", "dials: [centra]", "hubs.cloud.dials[0]", "use centre"),
+    ("dials: [centre]", "dails: [centre]", "hubs.cloud.dails", "is not known; use uplinks"),
+    ("      lte: {kind: cellular}", "      lte: {kind: 4g}", "branches.van-1.uplinks.lte.kind", "wired, cellular"),
+    ("      lte: {kind: cellular}", "      lte: {}", "branches.van-1.uplinks.lte", "has no 'kind'"),
+    ("      lte: {kind: cellular}", "      LTE: {kind: cellular}", "branches.van-1.uplinks.LTE", "is no name"),
+    ("kind: cellular, priority: 2", "kind: cellular, priority: best", "branches.hospital-1.uplinks.lte.priority", "whole"),
+    ("kind: cellular, priority: 2", "kind: cellular, mtu: 5", "branches.hospital-1.uplinks.lte.mtu", "1280 to 9216"),
+    ("misses: 3", "misses: 0", "branches.hospital-1.uplinks.wired.probe.misses", "1 to 100"),
+    ("failback_s: 60", "failback_s: -1", "policy.failback_s", "at least 0"),
+    ("  van-1:\n", "  centre:\n", "branches.centre", "a hub too"),
+    ("  van-1:\n", "  branches:\n", "branches.branches", "another name"),
+    ("  van-1:\n", "  hospital-1:\n", "branches.hospital-1", "written twice"),
+    ("at: [cloud]", "at: [centre]", "services.imaging.at[0]", "use cloud"),
+    ("records: {subnet: 10.10.0.0/24", "records: {subnet: 10.11.0.0/24", "services.records.subnet", "no LAN of a hub"),
+    ("8000-8010", "8010-8000", "services.imaging.ports[2]", "is no port"),
+    ("protocol: tcp, ports: [80, 443]}", "ports: [80]}", "services.records.ports", "needs protocol"),
+    ("to: records", "to: record", "permits[0].to", "use records, imaging, directory"),
+    ("from: [hospital-1, van-1]", "from: [hospital-1, van-2]", "permits[2].from[1]", "use hospital-1, van-1, branches"),
+    ("from: [hospital-1, van-1]", "from: centre", "permits[2].from", "is no branch"),
+    ("to: imaging}", "to: records}", "permits[1]", "permitted in line"),
+    ("to: imaging}", "to: imaging, class: voice}", "permits[1].class", "is no class"),
+    ("to: imaging}", "to: imaging, initiator: service}", "permits[1]", "ports are the branch's"),
+    ("overlay: 10.255.0.0/16", "overlay: 10.255.0.0/29", "overlay", "give it a larger range"),
+    ("https://198.51.100.202:8443", "http://198.51.100.202", "controllers[0]", "https://"),
+    ("network: blood ", "networks: blood ", "networks", "is not known"),
+    ("network: blood ", "network: Blood ", "network", "is no name"),
+]
+
+
+@pytest.mark.parametrize(("good", "bad", "field", "says"), MISTAKES, ids=[mistake[1] for mistake in MISTAKES])
+def test_a_mistake_is_named(text: str, good: str, bad: str, field: str, says: str) -> None:
+    assert good in text
+    wrong = text.replace(good, bad, 1)
+    with pytest.raises(NetworkError) as caught:
+        rehearse(parse(wrong, "my.yaml"), NOW)
+    assert caught.value.field == field
+    assert says in caught.value.reason
+    assert str(caught.value).startswith(f"my.yaml:{caught.value.line}: {field}: ")
+    if "probe" in field:
+        return  # written once for all uplinks, so the error is at the first of them
+    last = field.rpartition(".")[2].partition("[")[0]
+    assert last in wrong.splitlines()[caught.value.line - 1]
+
+
+def test_what_is_no_yaml_is_named_by_its_line() -> None:
+    with pytest.raises(NetworkError, match=r"my.yaml:2: is no YAML") as caught:
+        parse("network: a\nhubs: [}\n", "my.yaml")
+    assert caught.value.line == 2
+    with pytest.raises(NetworkError, match="is empty"):
+        parse("# nothing\n")
+    with pytest.raises(NetworkError, match="write it as 'name: value' lines"):
+        parse("[a, b]")
+
+
+def _dials(network: Network) -> dict[str, tuple[str, ...]]:
+    return {hub.name: hub.dials for hub in network.hubs}
+
+
+def test_of_two_hubs_exactly_one_dials(text: str) -> None:
+    later = {"centre": (), "cloud": ("centre",)}
+    assert _dials(parse(text)) == later
+    silent = text.replace("    dials: [centre]\n", "")
+    assert _dials(parse(silent)) == later
+    centre = silent.replace("  centre:\n", "  centre:\n    dials: [cloud]\n", 1)
+    assert _dials(parse(centre)) == {"centre": ("cloud",), "cloud": ()}
+    assert _dials(parse(text.replace("dials: [centre]", "dials: []"))) == {"centre": ("cloud",), "cloud": ()}
+    with pytest.raises(NetworkError, match="dial each other"):
+        parse(text.replace("  centre:\n", "  centre:\n    dials: [cloud]\n", 1))
+    with pytest.raises(NetworkError, match="do not dial each other"):
+        parse(silent.replace("  centre:\n", "  centre:\n    dials: []\n", 1).replace("  cloud:\n", "  cloud:\n    dials: []\n"))
+
+
+def test_a_subnet_has_one_list_of_hubs(text: str) -> None:
+    second = text.replace("permits:", "  extra: {subnet: 10.50.0.0/25, at: [cloud]}\npermits:")
+    with pytest.raises(NetworkError, match=r"services.extra: .* the same hubs in the same order"):
+        parse(second)

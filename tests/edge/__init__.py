@@ -1,0 +1,1 @@
+"""Tests of cpe_agent/edge/, against the real thing wherever there is one."""

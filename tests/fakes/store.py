@@ -1,0 +1,40 @@
+"""A `StorePort` in memory. What a restarted agent would find: hand the same one to the next agent."""
+
+from __future__ import annotations
+
+from cpe_agent.ports import EdgeError, SignedDocument
+
+
+class FakeStore:
+    """`refusal`, if set, is the cause with which every save raises, as a full disk does."""
+
+    def __init__(self) -> None:
+        self.document: SignedDocument | None = None
+        self.order: tuple[int, int] | None = None
+        self.clock_floor_s = 0.0
+        self.refusal: str | None = None
+
+    def load_document(self) -> SignedDocument | None:
+        return self.document
+
+    def save_document(self, document: SignedDocument) -> None:
+        self._refuse()
+        self.document = document
+
+    def load_order(self) -> tuple[int, int] | None:
+        return self.order
+
+    def save_order(self, order: tuple[int, int]) -> None:
+        self._refuse()
+        self.order = order
+
+    def load_clock_floor(self) -> float:
+        return self.clock_floor_s
+
+    def save_clock_floor(self, wall_s: float) -> None:
+        self._refuse()
+        self.clock_floor_s = wall_s
+
+    def _refuse(self) -> None:
+        if self.refusal is not None:
+            raise EdgeError("store", "save", self.refusal)

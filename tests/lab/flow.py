@@ -1,0 +1,195 @@
+"""What did two hosts feel of each other? Runs `traffic` on both and joins what they noted into losses and gaps.
+
+    with lab.flow("hospital-1-host", "centre-server", rate=100) as flow:
+        ...
+    print(flow.result.up.longest_gap_ms, flow.result.down.lost)
+
+`up` is from the client to the server. The longest gap of a direction is the longest time its receiver heard nothing:
+between two arrivals, or from the first packet sent to the first arrival, or from the last arrival to the last packet
+sent. So a direction that dies and stays dead shows as a gap until the end, not as none.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tests.lab.container import Container, LabError, Process, wait_until
+from tests.lab.init import LOGS
+
+PORT = 7000
+
+_SCRIPT = Path(__file__).with_name("traffic.py")
+_START_S = 15.0
+
+
+@dataclass(frozen=True)
+class Direction:
+    """One direction of a flow. Times are CLOCK_MONOTONIC in seconds, as of time.monotonic()."""
+
+    sent: int
+    received: int  # different packets
+    duplicates: int
+    reordered: int  # arrived after one that was sent later
+    lost_ranges: tuple[tuple[int, int], ...]  # first and last sequence number of each run of lost packets
+    longest_gap_ms: float
+    longest_gap_at_s: float  # when it began
+    longest_delay_ms: float
+
+    @property
+    def lost(self) -> int:
+        return self.sent - self.received
+
+
+@dataclass(frozen=True)
+class FlowResult:
+    up: Direction
+    down: Direction
+
+    @property
+    def lost(self) -> int:
+        return self.up.lost + self.down.lost
+
+    @property
+    def longest_gap_ms(self) -> float:
+        return max(self.up.longest_gap_ms, self.down.longest_gap_ms)
+
+
+class Flow:
+    """A flow that runs until `stop`, the end of the with block, or `seconds`."""
+
+    def __init__(
+        self,
+        container: Container,
+        client: str,
+        server: str,
+        address: str,
+        *,
+        number: int,
+        rate: float,
+        port: int,
+        seconds: float,
+        linger_ms: float,
+    ) -> None:
+        self.name = f"flow-{number}-{client}-{server}"
+        self._container = container
+        self._result: FlowResult | None = None
+        self._linger_s = linger_ms / 1000
+        common = ["--port", str(port), "--rate", str(rate), "--seconds", str(seconds), "--linger-ms", str(linger_ms)]
+        # The server must be there first, and the client's first packet must not be early.
+        self._server, self._server_log = self._start(server, "server", common)
+        try:
+            self._client, self._client_log = self._start(client, "client", ["--to", address, *common])
+        except LabError:
+            self._server.signal(signal.SIGKILL)
+            raise
+
+    def __enter__(self) -> Flow:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if self._result is None:
+            self.stop()
+
+    @property
+    def result(self) -> FlowResult:
+        if self._result is None:
+            raise LabError(f"{self.name} has not been stopped")
+        return self._result
+
+    def received(self) -> tuple[int, int]:
+        """How many packets have arrived so far at (the server, the client); some 100 ms old."""
+        return _progress(self._server_log), _progress(self._client_log)
+
+    def wait_flowing(self, timeout_s: float) -> None:
+        """Returns once both ends hear each other."""
+        wait_until(f"{self.name} goes both ways", lambda: all(self.received()), timeout_s)
+
+    def stop(self) -> FlowResult:
+        """End it and say what was lost. Waits for packets under way, by `linger_ms`."""
+        for process in (self._client, self._server):
+            process.signal(signal.SIGTERM)
+        ends = [
+            _outcome(self.name, process, log, self._linger_s + 15)
+            for process, log in ((self._client, self._client_log), (self._server, self._server_log))
+        ]
+        self._result = FlowResult(up=join(ends[0], ends[1]), down=join(ends[1], ends[0]))
+        return self._result
+
+    def _start(self, host: str, end: str, arguments: Sequence[str]) -> tuple[Process, Path]:
+        log = self._container.path(f"{LOGS}/{self.name}-{end}.json")
+        errors = self._container.path(f"{LOGS}/{self.name}-{end}.log")
+        with open(log, "wb") as stdout, open(errors, "wb") as stderr:
+            argv = [sys.executable, "-S", str(_SCRIPT), *arguments]
+            process = self._container.spawn(argv, namespace=host, stdout=stdout, stderr=stderr)
+        deadline = time.monotonic() + _START_S
+        while b"\n" not in log.read_bytes():
+            if not process.running or time.monotonic() > deadline:
+                raise LabError(f"{self.name}: the {end} did not start: {errors.read_text().strip()}")
+            time.sleep(0.005)
+        return process, log
+
+
+def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
+    """What one end sent (its result, see `traffic`) against what the other received."""
+    sent: int = sender["sent"]
+    seen: set[int] = set()
+    duplicates = reordered = 0
+    highest = -1
+    longest_delay_ns = 0
+    longest_gap_ns, longest_gap_at_ns = 0, sender["first_sent_ns"]
+    previous_ns = sender["first_sent_ns"]
+    for sequence, arrived_ns, sent_ns in receiver["arrivals"]:
+        if arrived_ns - previous_ns > longest_gap_ns:
+            longest_gap_ns, longest_gap_at_ns = arrived_ns - previous_ns, previous_ns
+        previous_ns = max(previous_ns, arrived_ns)
+        longest_delay_ns = max(longest_delay_ns, arrived_ns - sent_ns)
+        duplicates += sequence in seen
+        reordered += sequence < highest and sequence not in seen
+        highest = max(highest, sequence)
+        seen.add(sequence)
+    if sender["last_sent_ns"] - previous_ns > longest_gap_ns:
+        longest_gap_ns, longest_gap_at_ns = sender["last_sent_ns"] - previous_ns, previous_ns
+    return Direction(
+        sent=sent,
+        received=len(seen),
+        duplicates=duplicates,
+        reordered=reordered,
+        lost_ranges=_ranges([sequence for sequence in range(sent) if sequence not in seen]),
+        longest_gap_ms=longest_gap_ns / 1e6,
+        longest_gap_at_s=longest_gap_at_ns / 1e9,
+        longest_delay_ms=longest_delay_ns / 1e6,
+    )
+
+
+def _ranges(numbers: list[int]) -> tuple[tuple[int, int], ...]:
+    ranges: list[tuple[int, int]] = []
+    for number in numbers:
+        if ranges and ranges[-1][1] == number - 1:
+            ranges[-1] = (ranges[-1][0], number)
+        else:
+            ranges.append((number, number))
+    return tuple(ranges)
+
+
+def _progress(log: Path) -> int:
+    lines = log.read_bytes().splitlines()
+    last: dict[str, Any] = json.loads(lines[-1]) if lines and lines[-1].endswith(b"}") else {}
+    received: int = last.get("received", 0)
+    return received
+
+
+def _outcome(name: str, process: Process, log: Path, timeout_s: float) -> dict[str, Any]:
+    status = process.wait(timeout_s)
+    if status != 0:
+        process.signal(signal.SIGKILL)
+        raise LabError(f"{name}: an end of the flow ended with {status}")
+    outcome: dict[str, Any] = json.loads(log.read_bytes().splitlines()[-1])
+    return outcome

@@ -1,0 +1,104 @@
+"""What do the controller and the agents of a lab need on disk before they start?
+
+In: a running lab. Out: /run/controller (keys, network, documents) and, for each site, /run/SITE/agent.yaml with the
+certificate, key and CA that it names.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from cpe_controller import setup
+from tests.lab.lab import Lab
+from tests.lab.site import RunningSite
+from tests.lab.topology import Network, Site
+
+CONTROLLER_PORT = 8443
+CONTROLLER_STATE = "/run/controller"
+METRICS = "127.0.0.1:9273"
+OVERLAY = "10.255.0.0/24"  # inner addresses of paths, endpoints and sites
+PROBE = {"active_interval_ms": 100, "standby_interval_ms": 100, "misses": 3}
+
+
+def provision(lab: Lab) -> None:
+    """Set up the controller's state, apply the network, and give every site its identity and settings."""
+    state = lab.path(CONTROLLER_STATE)
+    setup.init_state(state, "lab", [str(lab.network.address_of(lab.network.controller))], CONTROLLER_PORT)
+    setup.apply(state, network_yaml(lab.network))
+    for site in lab.sites.values():
+        key, certificate, ca = setup.issue_site(state, site.name)
+        for name, content in (("key.pem", key), ("certificate.pem", certificate), ("ca.pem", ca)):
+            (site.outside / name).write_bytes(content)
+    write_settings(lab, signing_keys={key.id: key.key for key in setup.signing_keys(state)})
+
+
+def network_yaml(network: Network) -> str:
+    """The controller's description of `network`: every branch may start flows to every subnet that a hub serves.
+
+    A subnet that two hubs serve is one service, at both in the topology's order.
+    """
+    hubs = [site for site in network.sites if site.role == "hub"]
+    services = {str(lan.subnet): lan for hub in reversed(hubs) for lan in hub.lans}
+    names = {subnet: f"service-{subnet.split('/')[0].replace('.', '-')}" for subnet in sorted(services)}
+    described: dict[str, Any] = {
+        "network": "lab",
+        "overlay": OVERLAY,
+        "controllers": [controller_url(network)],
+        "probe": PROBE,
+        "hubs": {hub.name: _described(hub) | {"endpoints": _endpoints(network, hub)} for hub in hubs},
+        "branches": {site.name: _described(site) for site in network.sites if site.role == "branch"},
+        "services": {name: {"subnet": subnet} for subnet, name in names.items()},
+        "permits": [{"from": "branches", "to": name} for name in names.values()],
+    }
+    return yaml.safe_dump(described, sort_keys=False)
+
+
+def controller_url(network: Network) -> str:
+    return f"https://{network.address_of(network.controller)}:{CONTROLLER_PORT}"
+
+
+def write_settings(lab: Lab, signing_keys: Mapping[str, str]) -> None:
+    """Write every site's agent.yaml. `signing_keys`: key id -> public key in base64."""
+    for site in lab.sites.values():
+        settings = agent_settings(site, [controller_url(lab.network)], signing_keys)
+        (site.outside / "agent.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
+
+
+def agent_settings(site: RunningSite, controllers: list[str], signing_keys: Mapping[str, str]) -> dict[str, Any]:
+    """agent.yaml of one site. Its paths are as the site's processes see them; `state` and `run` are made."""
+    directories = {name: site.inside / name for name in ("state", "run")}
+    for name in directories:
+        (site.outside / name).mkdir(mode=0o755, exist_ok=True)
+    return {
+        "site": site.name,
+        "state_dir": str(directories["state"]),
+        "run_dir": str(directories["run"]),
+        "controllers": controllers,
+        "ca": str(credential(site, "ca.pem")),
+        "certificate": str(credential(site, "certificate.pem")),
+        "key": str(credential(site, "key.pem")),
+        "signing_keys": dict(signing_keys),
+        "vici_socket": str(site.vici_socket),
+        "backend": site.backend,
+        "metrics": METRICS,
+    }
+
+
+def credential(site: RunningSite, name: str) -> Path:
+    """Where the site's ca.pem, certificate.pem and key.pem are, as its own processes see them."""
+    return site.inside / name
+
+
+def _described(site: Site) -> dict[str, Any]:
+    return {
+        "uplinks": {uplink.name: {"kind": uplink.kind, "interface": uplink.name} for uplink in site.uplinks},
+        "lans": {lan.name: {"subnet": str(lan.subnet), "interface": lan.name} for lan in site.lans},
+    }
+
+
+def _endpoints(network: Network, hub: Site) -> dict[str, Any]:
+    return {uplink.name: {"address": str(network.public_address(hub.name, uplink.name))} for uplink in hub.uplinks}

@@ -1,0 +1,86 @@
+"""A site of a running lab: its uplinks with their faults, its charon and its agent."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+
+from tests.lab.container import Completed, Container, wait_until
+from tests.lab.daemon import Command, Daemon
+from tests.lab.faults import RunningUplink
+from tests.lab.init import LOGS
+from tests.lab.topology import Site
+
+CHARON = "/usr/sbin/charon-systemd"
+
+
+class RunningSite:
+    """Files of the site, inside the lab: /run/NAME/agent.yaml, and what agent and charon put beside it."""
+
+    def __init__(self, container: Container, site: Site, backend: str = "auto") -> None:
+        self.name = site.name
+        self.topology = site
+        self.backend = backend
+        self._container = container
+        self.outside.mkdir(mode=0o755)
+        self.uplinks = {uplink.name: RunningUplink(container, site.name, uplink) for uplink in site.uplinks}
+        self.charon = Daemon(container, f"{site.name}-charon", site.name, self._charon)
+        self.agent = Daemon(container, f"{site.name}-agent", site.name, self._agent)
+
+    @property
+    def inside(self) -> Path:
+        """The site's directory as its own processes see it."""
+        return Path("/run") / self.name
+
+    @property
+    def outside(self) -> Path:
+        """The same directory, as tests see it."""
+        return self._container.path(str(self.inside))
+
+    @property
+    def vici_socket(self) -> Path:
+        """charon's control socket, as processes inside see it."""
+        return self.inside / "charon.vici"
+
+    def uplink(self, name: str) -> RunningUplink:
+        return self.uplinks[name]
+
+    def run(self, *argv: str, timeout_s: float = 20.0, check: bool = True) -> Completed:
+        """Run a command in the site's namespace."""
+        return self._container.run(argv, namespace=self.name, timeout_s=timeout_s, check=check)
+
+    def start(self) -> None:
+        """Start charon, then the agent. Returns when charon takes commands."""
+        self.start_charon()
+        self.agent.start()
+
+    def start_charon(self, timeout_s: float = 10.0) -> None:
+        self.charon.start()
+        wait_until(f"{self.charon.name} takes commands", self._charon_answers, timeout_s)
+
+    def kill(self) -> None:
+        """kill -9 of all daemons at once, as a power cut would; links, rules and routes of the kernel stay."""
+        for daemon in (self.charon, self.agent):
+            if daemon.running:
+                self._container.signal(daemon.pid, signal.SIGKILL)
+        for daemon in (self.charon, self.agent):
+            daemon.kill()
+
+    def _charon_answers(self) -> bool:
+        socket = self._container.path(str(self.vici_socket))
+        return self.charon.running and socket.exists()
+
+    def _charon(self) -> Command:
+        # Imported late: the lab itself is tested without any part of the product.
+        from cpe_agent.edge.ipsec import resolve, strongswan_conf
+
+        # A killed charon leaves its socket, which would look as if the new one answered.
+        self._container.path(str(self.vici_socket)).unlink(missing_ok=True)
+        log = Path(LOGS) / f"{self.name}-ike.log"
+        text = strongswan_conf(resolve(self.backend), self.vici_socket, log)
+        (self.outside / "strongswan.conf").write_text(text)
+        return Command([CHARON], {"STRONGSWAN_CONF": str(self.inside / "strongswan.conf")})
+
+    def _agent(self) -> Command:
+        return Command([sys.executable, "-m", "cpe_agent", "run", "--config", str(self.inside / "agent.yaml")])

@@ -1,0 +1,52 @@
+"""Are losses and gaps counted rightly from what two ends noted?"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.lab.flow import join
+
+MS = 1_000_000
+
+
+def _sender(count: int, start_ms: int = 1000) -> dict[str, Any]:
+    last = (start_ms + 10 * (count - 1)) * MS
+    return {"sent": count, "first_sent_ns": start_ms * MS, "last_sent_ns": last}
+
+
+def _receiver(sequences: list[int], start_ms: int = 1000) -> dict[str, Any]:
+    times = {sequence: (start_ms + 10 * sequence) * MS for sequence in sequences}
+    return {"arrivals": [[sequence, times[sequence] + MS, times[sequence]] for sequence in sequences]}
+
+
+def test_nothing_lost() -> None:
+    seen = join(_sender(10), _receiver(list(range(10))))
+    assert (seen.lost, seen.lost_ranges, seen.longest_gap_ms, seen.longest_delay_ms) == (0, (), 10.0, 1.0)
+
+
+def test_a_hole_in_the_middle() -> None:
+    seen = join(_sender(10), _receiver([0, 1, 2, 6, 7, 9]))
+    assert (seen.sent, seen.received, seen.lost) == (10, 6, 4)
+    assert seen.lost_ranges == ((3, 5), (8, 8))
+    assert seen.longest_gap_ms == 40.0
+    assert seen.longest_gap_at_s == 1.021
+
+
+def test_a_direction_that_dies_shows_a_gap_until_the_end() -> None:
+    seen = join(_sender(100), _receiver([0, 1]))
+    assert (seen.longest_gap_ms, seen.longest_gap_at_s) == (979.0, 1.011)
+
+
+def test_a_direction_that_never_lived_shows_nothing_but_gap() -> None:
+    seen = join(_sender(100), {"arrivals": []})
+    assert (seen.received, seen.lost_ranges, seen.longest_gap_ms) == (0, ((0, 99),), 990.0)
+
+
+def test_a_server_that_was_never_spoken_to() -> None:
+    seen = join({"sent": 0, "first_sent_ns": 0, "last_sent_ns": 0}, {"arrivals": []})
+    assert (seen.lost, seen.longest_gap_ms) == (0, 0.0)
+
+
+def test_duplicates_and_disorder_are_told_apart() -> None:
+    seen = join(_sender(5), _receiver([0, 2, 1, 2, 3, 4]))
+    assert (seen.received, seen.duplicates, seen.reordered) == (5, 1, 1)

@@ -1,0 +1,167 @@
+"""What agent.yaml may say, and what is said about an agent.yaml that may not."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpe_agent.model.document import SigningKey
+from cpe_agent.settings import MAX_BYTES, HostPort, Settings, SettingsError, load_settings, parse_settings
+
+EXAMPLE = Path(__file__).parent.parent / "configs" / "agent.yaml"
+KEY = "O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik="
+PATH = Path("/etc/cpe-agent/agent.yaml")
+LEAST = f"site: van-1\ncontrollers: [https://c.example]\nsigning_keys: {{a: {KEY}}}\n"
+
+
+def parse(text: str) -> Settings:
+    return parse_settings(PATH, text.encode())
+
+
+def refusal(text: str | bytes) -> SettingsError:
+    with pytest.raises(SettingsError) as caught:
+        parse_settings(PATH, text if isinstance(text, bytes) else text.encode())
+    assert str(caught.value).startswith(f"{PATH}: ")
+    return caught.value
+
+
+def test_the_example_shows_the_defaults() -> None:
+    settings = load_settings(EXAMPLE)
+    assert settings == Settings(
+        site="hospital-1",
+        controllers=("https://controller.example:8443",),
+        signing_keys=(SigningKey("2026-a", KEY),),
+        state_dir=Path("/var/lib/cpe-agent"),
+        run_dir=Path("/run/cpe-agent"),
+        ca=Path("/etc/cpe-agent/ca.pem"),
+        certificate=Path("/var/lib/cpe-agent/identity.pem"),
+        key=Path("/var/lib/cpe-agent/identity.key"),
+        vici_socket=Path("/run/cpe-agent/charon.vici"),
+        backend="auto",
+        metrics=HostPort("127.0.0.1", 9273),
+        log="json",
+        log_level="info",
+    )
+
+
+def test_what_the_example_comments_out_is_right_too() -> None:
+    lines = EXAMPLE.read_text().splitlines()
+    keys = [line.removeprefix("# ") for line in lines if line.startswith("# ") and line.split()[1].endswith(":")]
+    keys = [line for line in keys if line.partition(":")[0] in Settings.__struct_fields__]
+    written = {line.partition(":")[0] for line in keys}
+    assert written == set(Settings.__struct_fields__) - {"site", "controllers", "signing_keys"}
+    assert parse("\n".join(lines + keys)) == load_settings(EXAMPLE)
+
+
+def test_certificate_and_key_follow_the_state_directory() -> None:
+    settings = parse(LEAST + "state_dir: /srv/agent\nkey: /etc/agent.key\n")
+    assert settings.certificate == Path("/srv/agent/identity.pem")
+    assert settings.key == Path("/etc/agent.key")
+
+
+@pytest.mark.parametrize(
+    ("written", "meant"),
+    [
+        ("127.0.0.1:9273", HostPort("127.0.0.1", 9273)),
+        ("'[::1]:9273'", HostPort("::1", 9273)),
+        ("'[2001:db8::1]:1'", HostPort("2001:db8::1", 1)),
+        ("localhost:65535", HostPort("localhost", 65535)),
+    ],
+)
+def test_metrics(written: str, meant: HostPort) -> None:
+    assert parse(LEAST + f"metrics: {written}\n").metrics == meant
+
+
+def test_a_controllers_trailing_slash_means_nothing() -> None:
+    text = LEAST.replace("https://c.example", "https://c.example/, 'https://[2001:db8::1]:8443/sdwan/'")
+    assert parse(text).controllers == ("https://c.example", "https://[2001:db8::1]:8443/sdwan")
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "words"),
+    [
+        ("metrics: ':9273'", "metrics", "write 127.0.0.1:9273"),
+        ("metrics: 127.0.0.1:0", "metrics", "no address and port"),
+        ("metrics: 127.0.0.1:65536", "metrics", "no address and port"),
+        ("metrics: ::1:9273", "metrics", "[::1]:9273"),
+        ("metrics: 9273", "metrics", "Expected `str`, got `int`"),
+        ("state_dir: state", "state_dir", "begin it with /"),
+        ("ca: ca.pem", "ca", "begin it with /"),
+        ("key: ''", "key", "begin it with /"),
+        ("backend: esp", "backend", "Invalid enum value 'esp'"),
+        ("log: syslog", "log", "Invalid enum value 'syslog'"),
+        ("log_level: 3", "log_level", "got `int`"),
+        ("uplinks: []", "", "contains unknown field `uplinks`"),
+        ("site: other", "site", "is there twice (line 4)"),
+    ],
+)
+def test_a_wrong_line_is_named(line: str, field: str, words: str) -> None:
+    error = refusal(LEAST + line + "\n")
+    assert error.field == field
+    assert words in error.reason
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "field", "words"),
+    [
+        ("site: van-1", "", "", "missing required field `site`"),
+        ("van-1", "Van 1", "site", "is no name"),
+        ("van-1", "2026", "site", "got `int`"),
+        ("[https://c.example]", "[]", "controllers", "length >= 1"),
+        ("[https://c.example]", "https://c.example", "controllers", "got `str`"),
+        ("https://c.example", "http://c.example", "controllers[0]", "is no https URL"),
+        ("https://c.example", "https://", "controllers[0]", "is no https URL"),
+        ("https://c.example", "https://c.example:x", "controllers[0]", "is no URL"),
+        ("https://c.example", "'https://c.example, https://d'", "controllers[0]", "is no https URL"),
+        ("https://c.example", "https://a, https://u:p@c.example", "controllers[1]", "without user"),
+        ("https://c.example", "'https://c.example?x=1'", "controllers[0]", "without user, ? or #"),
+        (f"{{a: {KEY}}}", "{}", "signing_keys", "length >= 1"),
+        (KEY, KEY[:-4], "signing_keys.a", "base64 of its 32 bytes"),
+        (KEY, "'!'", "signing_keys.a", "base64 of its 32 bytes"),
+        (f"a: {KEY}", f"a: {KEY}, a: {KEY}", "a", "twice (line 3)"),
+    ],
+)
+def test_a_wrong_value_is_named(old: str, new: str, field: str, words: str) -> None:
+    assert old in LEAST
+    error = refusal(LEAST.replace(old, new))
+    assert error.field == field
+    assert words in error.reason
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        (b"", "is empty"),
+        (b"# nothing\n", "is empty"),
+        (b"site: [\n", "is not YAML"),
+        (b"a: b: c\n", "line 1"),
+        (b"\xff\xfe\x00", "is not YAML"),
+        (b"site: \x00", "is not YAML"),
+        (b"- site\n", "Expected `object`, got `array`"),
+        (b"site: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
+        (b"a: {[1, 2]: 3}\n", "unhashable"),
+    ],
+)
+def test_a_file_that_is_something_else(content: bytes, words: str) -> None:
+    assert words in refusal(content).reason
+
+
+def test_files_that_cannot_be_read(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=rf"{tmp_path}/agent\.yaml: is not there"):
+        load_settings(tmp_path / "agent.yaml")
+    with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
+        load_settings(tmp_path)
+    (tmp_path / "long").write_bytes(b"#" * (MAX_BYTES + 1))
+    with pytest.raises(SettingsError, match="longer than"):
+        load_settings(tmp_path / "long")
+
+
+@given(st.binary(max_size=100) | st.text(max_size=100).map(lambda text: (LEAST + text).encode("utf-8", "ignore")))
+def test_nothing_but_settings_or_a_settings_error(content: bytes) -> None:
+    try:
+        parse_settings(PATH, content)
+    except SettingsError as error:
+        assert error.reason
