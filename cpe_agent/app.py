@@ -24,7 +24,7 @@ from cpe_agent.edge.netlink import Netlink
 from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.prober import IcmpProber
 from cpe_agent.edge.store import FileStore
-from cpe_agent.log import configure, logger
+from cpe_agent.log import configure, get_logger
 from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
@@ -36,7 +36,7 @@ from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.model.condition import Status
 from cpe_agent.settings import Settings
 
-log = logger(__name__)
+log = get_logger()
 
 CONTROL_SOCKET = "control.sock"
 
@@ -66,7 +66,7 @@ async def _live(settings: Settings) -> None:
     probing = Probing(cells, prober)
     reconciler = Reconciler(cells, firewall, netlink, charon, backend)
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
-    log.info("agent_started", site=settings.site, version=__version__, backend=backend.value)
+    log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
     follower.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import base64
 import re
 import urllib.parse
-from collections.abc import Hashable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -44,7 +44,8 @@ class HostPort(msgspec.Struct, frozen=True):
 
 
 class Settings(msgspec.Struct, frozen=True):
-    """One router's own settings. `signing_keys` vouch for the first document; later ones come in documents."""
+    """One router's own settings. `signing_keys` vouch for the first document; later ones come in documents. `metrics`
+    None: none are served."""
 
     site: str
     controllers: tuple[str, ...]
@@ -56,7 +57,7 @@ class Settings(msgspec.Struct, frozen=True):
     key: Path
     vici_socket: Path
     backend: Literal["auto", "kernel", "userland"]
-    metrics: HostPort
+    metrics: HostPort | None
     log: Literal["json", "console"]
     log_level: Literal["debug", "info", "warning", "error"]
 
@@ -74,7 +75,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     key: str | None = None
     vici_socket: str = "/run/cpe-agent/charon.vici"
     backend: Literal["auto", "kernel", "userland"] = "auto"
-    metrics: str = "127.0.0.1:9273"
+    metrics: str | None = "127.0.0.1:9273"
     log: Literal["json", "console"] = "json"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -119,7 +120,7 @@ def parse_settings(path: Path, content: bytes) -> Settings:
         key=_absolute(path, "key", parsed.key, state_dir / "identity.key"),
         vici_socket=_absolute(path, "vici_socket", parsed.vici_socket),
         backend=parsed.backend,
-        metrics=_host_port(path, "metrics", parsed.metrics),
+        metrics=None if parsed.metrics is None else _host_port(path, "metrics", parsed.metrics),
         log=parsed.log,
         log_level=parsed.log_level,
     )
@@ -129,12 +130,11 @@ def _parse_yaml(path: Path, content: bytes) -> object:
     try:
         # YAML lets a later key silently win over an earlier one; here that is always a mistake.
         for node in _mappings(yaml.compose(content, Loader=yaml.SafeLoader)):
-            seen: set[Hashable] = set()
-            for key, _ in node.value:
+            seen: set[str] = set()
+            for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
-                    raise SettingsError(path, str(key.value), f"is there twice (line {key.start_mark.line + 1})")
-                if isinstance(key.value, str):
-                    seen.add(key.value)
+                    raise SettingsError(path, key.value, f"is there twice (line {key.start_mark.line + 1})")
+                seen.add(key.value)
         parsed = yaml.safe_load(content)
     except yaml.MarkedYAMLError as error:
         where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""

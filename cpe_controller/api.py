@@ -35,7 +35,7 @@ def make_app(store: Store, feed: Feed, network: str, heartbeat_s: float) -> ASGI
         routes=[Route("/v1/document", api.document), Route("/v1/changes", api.changes)],
         exception_handlers={404: _not_found, 405: _not_found, StoreError: _unavailable},
     )
-    return _Bounded(app)
+    return Bounded(app)
 
 
 class _Api:
@@ -97,7 +97,7 @@ class _Api:
         return pki.site_of(request.scope["state"]["certified_names"], self._network)
 
 
-class _Bounded:
+class Bounded:
     """Every send takes at most SEND_S, or the connection is cut."""
 
     def __init__(self, app: ASGIApp) -> None:

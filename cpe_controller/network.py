@@ -115,7 +115,8 @@ class Network:
 
     def error(self, site: Site, path: str, reason: str) -> NetworkError:
         """An error in a site's document, put where the file says it, as nearly as its field names are the same."""
-        for whole in (f"{site.field}.{path}", path):
+        # What is written once for all sites is found under its own name: policy.failback_s, probe.misses.
+        for whole in (f"{site.field}.{path}", path, path[path.find("probe.") :]):
             if whole in self.lines:
                 return NetworkError(self.source, self.lines[whole], whole, reason)
         nearest = f"{site.field}.{path}"

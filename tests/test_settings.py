@@ -69,9 +69,10 @@ def test_certificate_and_key_follow_the_state_directory() -> None:
         ("'[::1]:9273'", HostPort("::1", 9273)),
         ("'[2001:db8::1]:1'", HostPort("2001:db8::1", 1)),
         ("localhost:65535", HostPort("localhost", 65535)),
+        ("null", None),
     ],
 )
-def test_metrics(written: str, meant: HostPort) -> None:
+def test_metrics(written: str, meant: HostPort | None) -> None:
     assert parse(LEAST + f"metrics: {written}\n").metrics == meant
 
 

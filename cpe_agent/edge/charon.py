@@ -21,14 +21,16 @@ What charon does, as measured with 5.9.8, and what follows:
 from __future__ import annotations
 
 import socket
-from collections.abc import AsyncIterator, Iterable, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping
+from contextlib import aclosing, asynccontextmanager
 from functools import cache
 from pathlib import Path
 
+import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
-from cpe_agent.edge.vici import Outgoing, Reply, ViciClient, ViciRefused, section, text, texts
+from cpe_agent.edge.vici import Outgoing, Reply, ViciClient, ViciEvents, ViciRefused, section, text, texts
 from cpe_agent.model.dataplane import CONNECTION_PREFIX, Backend, Child, Connection
 from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
@@ -70,6 +72,8 @@ class CharonTunnels:
         self, vici_socket: Path, certificate_pem: bytes, key_pem: bytes, cas_pem: bytes, backend: Backend
     ) -> None:
         self._vici = ViciClient(vici_socket)
+        # What is remembered of a listing and what changes it must not overlap.
+        self._turn = trio.Lock()
         self._backend = backend
         self._key_pem = key_pem
         certificates = _certificates(certificate_pem, "our certificate")
@@ -84,19 +88,45 @@ class CharonTunnels:
 
     async def read(self) -> Charon:
         """What charon holds of ours now. Raises EdgeError."""
-        if self._reads_left == 0:
-            self._children = {}
-            self._certificates_seen = False
-            self._reads_left = READS_UNTIL_CONTENTS
-        credentials_loaded = await self._credentials_loaded()
-        connections = await self._connections()
-        listed = await self._vici.collect("list-sas", {}, "list-sa")
-        ike_sas = tuple(_ike_sa(name, sa) for entry in listed for name, sa in _ours(entry))
-        self._reads_left -= 1
-        return Charon(connections, ike_sas, credentials_loaded)
+        async with self._turn:
+            if self._reads_left == 0:
+                self._children = {}
+                self._certificates_seen = False
+                self._reads_left = READS_UNTIL_CONTENTS
+            self._reads_left -= 1
+            credentials_loaded = await self._credentials_loaded()
+            connections = await self._connections()
+            listed = await self._vici.collect("list-sas", {}, "list-sa")
+        return Charon(
+            connections, tuple(_ike_sa(name, sa) for entry in listed for name, sa in _ours(entry)), credentials_loaded
+        )
 
     async def apply(self, op: TunnelOp) -> None:
         """Do one operation. Raises EdgeError; what is there already, or gone already, is no error."""
+        async with self._turn:
+            await self._apply(op)
+
+    @asynccontextmanager
+    async def subscription(self) -> AsyncIterator[AsyncIterator[CharonEvent]]:
+        """Ups, downs and replacements (told as an up of the new one) of what is ours, on a connection of its own.
+
+        Inside the block charon has confirmed: what is read from here on and what is iterated leave no gap. Iterating
+        raises EdgeError when charon goes.
+        """
+        async with self._vici.events(*_EVENTS) as events, aclosing(_translated(events)) as translated:
+            yield translated
+
+    async def events(self) -> AsyncGenerator[CharonEvent, None]:
+        """The same for ever; registered before the first is waited for. `aclose` it to end the subscription."""
+        async with self.subscription() as events:
+            async for event in events:
+                yield event
+
+    def close(self) -> None:
+        """Drop the connection; a later call connects again."""
+        self._vici.close()
+
+    async def _apply(self, op: TunnelOp) -> None:
         match op:
             case LoadCredentials():
                 await self._load_credentials()
@@ -114,21 +144,6 @@ class CharonTunnels:
                 await self._end("terminate", {"child-id": unique_id, "force": False, "timeout": -1})
             case TerminateIke(unique_id, force):
                 await self._end("terminate", {"ike-id": unique_id, "force": force, "timeout": -1})
-
-    async def events(self) -> AsyncIterator[CharonEvent]:
-        """Ups, downs and replacements (told as an up of the new one) of what is ours, on a connection of its own.
-
-        Registered with charon before the first is waited for. Raises EdgeError when charon goes; close the iterator
-        (`aclose`) to end the subscription.
-        """
-        async with self._vici.events(*_EVENTS) as events:
-            async for kind, message in events:
-                for event in _events(kind, message):
-                    yield event
-
-    def close(self) -> None:
-        """Drop the connection; a later call connects again."""
-        self._vici.close()
 
     async def _credentials_loaded(self) -> bool:
         keys = texts(await self._vici.request("get-keys"), "keys")
@@ -331,6 +346,12 @@ def _number(message: Reply, key: str) -> int:
         return int(value)
     except ValueError as error:
         raise EdgeError("charon", f"read {key}", f"{value!r} is no number") from error
+
+
+async def _translated(events: ViciEvents) -> AsyncGenerator[CharonEvent, None]:
+    async for kind, message in events:
+        for event in _events(kind, message):
+            yield event
 
 
 def _events(event: str, message: Reply) -> list[CharonEvent]:

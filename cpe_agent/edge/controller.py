@@ -99,11 +99,14 @@ class HttpsController:
         return await self._first_good("document", fetch)
 
     def changes(self, local_address: str) -> ChangeStream:
-        """(epoch, version) served now, then at each change; None for a heartbeat. Connects at the first step, raises
-        ControllerError when it fails, ends or falls silent. Close it (`contextlib.aclosing`) when leaving it early;
-        any exception out of it has closed it."""
+        """(epoch, version) served now, then at each change; None for a heartbeat. Connects at the first step, which ends
+        any earlier stream: an agent follows one. Raises ControllerError when it cannot connect, and when the stream
+        breaks, ends or falls silent. Leaving it early, close it (`contextlib.aclosing`)."""
 
         async def connect() -> _Connection:
+            # Whoever left a stream early without closing it does not collect connections.
+            for other in self._streams - {stream}:
+                await other.aclose()
             return await self._first_good("changes", lambda base_url: self._subscribe(base_url, local_address))
 
         stream = ChangeStream(connect, self._silence_s, self._streams.discard)

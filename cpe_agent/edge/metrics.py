@@ -140,7 +140,7 @@ def _paths(status: Status) -> Iterator[Metric]:
     ike_sas: Counter[str] = Counter()
     for path in status.paths:
         values = [path.path, path.uplink, path.peer, path.endpoint]
-        if path.ike:
+        if path.ike not in ("", "none"):
             ike_sas[path.ike.lower()] += 1
         if path.rtt_ms is not None:
             rtt.add_metric(values, path.rtt_ms / 1000)

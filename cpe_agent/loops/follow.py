@@ -18,12 +18,12 @@ from cpe_agent.core import obey
 from cpe_agent.core.obey import Clock
 from cpe_agent.core.uplinks import resolve
 from cpe_agent.core.wanted_tunnels import selectors
-from cpe_agent.log import logger
+from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells
 from cpe_agent.model.document import Document, DocumentError
 from cpe_agent.ports import ControllerPort, EdgeError, SignedDocument, StorePort
 
-log = logger(__name__)
+log = get_logger()
 
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import trio
 
-from cpe_agent.log import logger
+from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell
 from cpe_agent.loops.cells import Cells
+from cpe_agent.model.observed import Links
 from cpe_agent.ports import EdgeError, RoutePort
 
-log = logger(__name__)
+log = get_logger()
 
 RETRY_S = 1.0
 
@@ -20,14 +21,19 @@ async def watch_links(cells: Cells, port: RoutePort, bell: Bell) -> None:
         try:
             async for _ in port.changes():
                 links = await port.links()
+                before = cells.links.value or Links()
                 if cells.links.set(links):
-                    log.info("link_changed", links=_summary(links.by_name))
+                    _say_what_changed(before, links)
                 bell.ring("routes")
         except EdgeError as error:
             log.warning("target_failed", target="netlink", op=error.op, cause=error.cause)
         await trio.sleep(RETRY_S)
 
 
-def _summary(links: object) -> str:
-    assert isinstance(links, dict)
-    return " ".join(f"{name}:{'up' if link.up else 'down'}" for name, link in sorted(links.items()))
+def _say_what_changed(before: Links, after: Links) -> None:
+    for name in sorted(before.by_name.keys() | after.by_name.keys()):
+        link = after.by_name.get(name)
+        if link != before.by_name.get(name):
+            addresses = " ".join(f"{a.address}/{a.prefix_length}" for a in link.addresses) if link else ""
+            state = "gone" if link is None else "up" if link.up else "down"
+            log.info("link_changed", interface=name, state=state, address=addresses)

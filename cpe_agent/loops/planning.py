@@ -6,12 +6,12 @@ import trio
 
 from cpe_agent.core.compile import Site, compile_dataplane
 from cpe_agent.core.uplinks import resolve
-from cpe_agent.log import logger
+from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan
 from cpe_agent.model.document import DocumentError
 
-log = logger(__name__)
+log = get_logger()
 
 
 async def keep_plan(cells: Cells, site: Site) -> None:

@@ -13,14 +13,14 @@ import trio
 
 from cpe_agent.core import health
 from cpe_agent.core.health import State, Track
-from cpe_agent.log import logger
+from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Verdicts
 from cpe_agent.model.dataplane import Path, Probe, stem_of
 from cpe_agent.model.observed import Charon
 from cpe_agent.ports import ProbePort
 
-log = logger(__name__)
+log = get_logger()
 
 
 class Probing:

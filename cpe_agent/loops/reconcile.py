@@ -19,14 +19,14 @@ import trio
 from cpe_agent.core import firewall, routes, tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.wanted_ruleset import ruleset
-from cpe_agent.log import logger
+from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan, TargetState
 from cpe_agent.model.dataplane import Backend, Tunnels
 from cpe_agent.model.ops import FirewallOp
 from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
 
-log = logger(__name__)
+log = get_logger()
 
 RULES = "rules"
 ROUTES = "routes"

@@ -13,7 +13,7 @@ from cpe_agent.core import conditions
 from cpe_agent.core.tunnels import carrying
 from cpe_agent.core.uplinks import resolve
 from cpe_agent.core.wanted_ruleset import pair_elements
-from cpe_agent.log import logger
+from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells, Plan
 from cpe_agent.loops.probing import Probing, established_ikes
 from cpe_agent.model.condition import (
@@ -30,7 +30,7 @@ from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, Links
 from cpe_agent.ports import EdgeError, FirewallPort
 
-log = logger(__name__)
+log = get_logger()
 
 TICK_S = 1.0
 

@@ -8,11 +8,11 @@ import trio
 
 from cpe_agent.core.steer import Steering, step
 from cpe_agent.core.tunnels import carrying
-from cpe_agent.log import logger
+from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells
 
-log = logger(__name__)
+log = get_logger()
 
 
 async def steer_bundles(cells: Cells) -> None:

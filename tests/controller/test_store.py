@@ -22,8 +22,10 @@ def open_store(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Open]
     opened: list[Store] = []
 
     def again() -> Store:
-        opened.append(SqliteStore(tmp_path / "store"))
-        return opened[-1]
+        store = SqliteStore(tmp_path / "store")
+        if threading.current_thread() is threading.main_thread():
+            opened.append(store)  # SQLite's connections are closed by the thread that opened them
+        return store
 
     yield again
     for store in opened:
@@ -104,7 +106,7 @@ def test_concurrent_writers_each_count_once(open_store: Open) -> None:
     open_store().put("n", b"0")
 
     def add(times: int) -> None:
-        store = open_store()  # SQLite's connections belong to their thread
+        store = open_store()
         try:
             while times:
                 entry = store.get("n")

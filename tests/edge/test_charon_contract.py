@@ -5,9 +5,8 @@ core.tunnels decides, as in the product: read, step, apply until nothing is left
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager, closing
+from contextlib import AbstractAsyncContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Protocol
@@ -15,11 +14,11 @@ from typing import Protocol
 import msgspec
 import pytest
 import trio
-import trio.testing
 
 from cpe_agent.core.tunnels import Attempts, step
 from cpe_agent.edge.charon import CharonTunnels, canonical_selector
 from cpe_agent.edge.vici import open_vici
+from cpe_agent.loops.bell import Bell
 from cpe_agent.model.dataplane import Backend, Child, Connection, Ike, Path, Tunnels
 from cpe_agent.model.observed import Charon, CharonEvent, EventKind
 from cpe_agent.model.ops import (
@@ -61,13 +60,19 @@ BOUND_S = 15.0
 needs_charon = pytest.mark.skipif(NO_CHARON, reason="needs root, charon-systemd and /dev/net/tun")
 
 
+class Port(TunnelPort, Protocol):
+    """With a subscription that is known to have begun."""
+
+    def subscription(self) -> AbstractAsyncContextManager[AsyncIterator[CharonEvent]]: ...
+
+
 class Ends(Protocol):
     """Both ends of two paths, whoever plays them."""
 
     @property
-    def hub(self) -> TunnelPort: ...
+    def hub(self) -> Port: ...
     @property
-    def branch(self) -> TunnelPort: ...
+    def branch(self) -> Port: ...
     def kill_branch(self) -> None: ...
     def start_branch(self) -> None: ...
     def blackhole(self, path: Path) -> None: ...
@@ -172,34 +177,19 @@ class Run:
         return self.looks[-1]
 
 
-@asynccontextmanager
-async def listening(port: TunnelPort) -> AsyncIterator[trio.MemoryReceiveChannel[CharonEvent]]:
-    """The port's events, from a task that ends with the block or with charon."""
-    send, receive = trio.open_memory_channel[CharonEvent](math.inf)
-
-    async def listen() -> None:
-        with send:
-            try:
-                async with aclosing(port.events()) as events:  # type: ignore[type-var]
-                    async for event in events:
-                        send.send_nowait(event)
-            except EdgeError:
-                pass
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(listen)
-        # Registered once the listener waits for nothing but events: what happens from here on is heard.
-        await trio.testing.wait_all_tasks_blocked(0.02)
-        yield receive
-        nursery.cancel_scope.cancel()
-
-
-async def settle(port: TunnelPort, wanted: Tunnels, done: Callable[[Charon], bool] = lambda _: True) -> Run:
+async def settle(port: Port, wanted: Tunnels, done: Callable[[Charon], bool] = lambda _: True) -> Run:
     """Read, step, apply until there is nothing to do, nothing under way, and `done`."""
     run = Run()
     attempts: Attempts = {}
+    bell = Bell()
+
+    async def listen(events: AsyncIterator[CharonEvent]) -> None:
+        async for event in events:
+            bell.ring(event.connection)
+
     with trio.fail_after(BOUND_S):
-        async with listening(port) as events:
+        async with port.subscription() as events, trio.open_nursery() as nursery:
+            nursery.start_soon(listen, events)
             while True:
                 observed = await port.read()
                 run.looks.append(observed)
@@ -210,9 +200,9 @@ async def settle(port: TunnelPort, wanted: Tunnels, done: Callable[[Charon], boo
                     run.ops.append(op)
                 idle = all(sa.established and not sa.busy for sa in observed.ike_sas)
                 if not decided.ops and idle and decided.wake_at is None and done(observed):
+                    nursery.cancel_scope.cancel()
                     return run
-                with trio.move_on_after(0.1):
-                    await events.receive()
+                await bell.wait(trio.current_time() + 0.1)
 
 
 async def both_up(ends: Ends, *paths: Path, active: Path = WIRED) -> Run:
@@ -265,11 +255,11 @@ async def test_a_move_makes_the_new_child_before_the_old_one_ends(ends: Ends) ->
 
 async def test_after_charon_was_killed_everything_comes_back(ends: Ends) -> None:
     await both_up(ends, WIRED)
-    async with listening(ends.branch) as events:
+    async with ends.branch.subscription() as events:
         ends.kill_branch()
-        with trio.fail_after(BOUND_S), pytest.raises(trio.EndOfChannel):
+        with trio.fail_after(BOUND_S), pytest.raises(EdgeError, match="charon"):
             while True:
-                await events.receive()
+                await anext(events)
     with pytest.raises(EdgeError, match="charon"):
         await ends.branch.read()
     with pytest.raises(EdgeError, match="charon"):
@@ -283,12 +273,12 @@ async def test_after_charon_was_killed_everything_comes_back(ends: Ends) -> None
 
 async def test_a_hub_ends_what_goes_beyond_its_lans(ends: Ends) -> None:
     await both_up(ends, WIRED)
-    async with listening(ends.branch) as events:
+    async with ends.branch.subscription() as events:
         run = await settle(ends.hub, hub_wants(HUB_LANS[:1]))
         assert [type(op) for op in run.ops] == [LoadConnection, TerminateChild]
         assert installed(run.last) == [("hospital-1", "probe")]
         with trio.fail_after(BOUND_S):
-            event = await events.receive()
+            event = await anext(events)
     assert (event.kind, event.child) == (EventKind.CHILD_DOWN, TRAFFIC)
     assert installed(await ends.branch.read()) == [("wired.centre.wan", "probe")]
     # The live IKE_SA answers with the new configuration: what the branch gets now is narrower.
@@ -435,10 +425,10 @@ async def test_a_peer_of_another_authority_is_refused(real_bed: Bed, real: RealE
     ) as port:
         for op in (LoadCredentials(), LoadConnection(connection)):
             await port.apply(op)
-        async with listening(port) as events:
+        async with port.subscription() as events:
             await port.apply(Initiate(connection.name, "probe"))
             with trio.fail_after(BOUND_S):
-                assert (await events.receive()).kind is EventKind.IKE_DOWN
+                assert (await anext(events)).kind is EventKind.IKE_DOWN
         assert (await port.read()).ike_sas == ()
     assert (await real.hub.read()).ike_sas == ()
 
@@ -452,10 +442,10 @@ async def test_the_dialler_replaces_an_old_ike_sa_without_a_gap(real: RealEnds) 
     run = await settle(real.branch, wanted)
     (old,) = run.last.ike_sas
     ups: set[str] = set()
-    async with listening(real.branch) as events:
+    async with real.branch.subscription() as events:
         with trio.fail_after(BOUND_S):
             while True:
-                event = await events.receive()
+                event = await anext(events)
                 if event.unique_id == old.unique_id:
                     break
                 if event.kind is EventKind.CHILD_UP:

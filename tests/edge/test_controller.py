@@ -422,6 +422,12 @@ async def listening() -> tuple[Answer, trio.Event]:
 Leave = Callable[[HttpsController, module.ChangeStream], Awaitable[None]]
 
 
+async def leave_by_starting_another(client: HttpsController, _: module.ChangeStream) -> None:
+    another = client.changes("")
+    assert await anext(another) == (1, 2)
+    await another.aclose()
+
+
 async def leave_by_closing(_: HttpsController, stream: module.ChangeStream) -> None:
     await stream.aclose()
 
@@ -437,7 +443,9 @@ async def leave_by_cancelling(_: HttpsController, stream: module.ChangeStream) -
         nursery.cancel_scope.cancel()
 
 
-@pytest.mark.parametrize("leave", [leave_by_closing, leave_by_closing_all, leave_by_cancelling])
+@pytest.mark.parametrize(
+    "leave", [leave_by_closing, leave_by_closing_all, leave_by_cancelling, leave_by_starting_another]
+)
 async def test_whoever_leaves_a_stream_closes_its_connection(tls: Tls, leave: Leave) -> None:
     answer, gone = await listening()
     server = await tls.serve(answer)

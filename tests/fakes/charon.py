@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import ipaddress
 import itertools
-from collections.abc import AsyncIterator
+import math
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -120,17 +122,23 @@ class FakeCharon:
             case TerminateIke(unique_id, force):
                 self._terminate_ike(unique_id, force)
 
-    async def events(self) -> AsyncIterator[CharonEvent]:
+    @asynccontextmanager
+    async def subscription(self) -> AsyncIterator[AsyncIterator[CharonEvent]]:
         await self._reach("events")
-        send, receive = trio.open_memory_channel[CharonEvent](1000)
+        send, receive = trio.open_memory_channel[CharonEvent](math.inf)
         self._listeners.add(send)
         try:
-            async for event in receive:
-                yield event
+            async with aclosing(_until_closed(receive)) as events:
+                yield events
         finally:
             self._listeners.discard(send)
+            send.close()
             receive.close()
-        raise EdgeError("charon", "events", "charon closed the connection")
+
+    async def events(self) -> AsyncGenerator[CharonEvent, None]:
+        async with self.subscription() as events:
+            async for event in events:
+                yield event
 
     def _forget(self) -> None:
         self._connections: dict[str, Connection] = {}
@@ -297,6 +305,12 @@ class FakeCharon:
     def _emit(self, kind: EventKind, sa: _Sa, child: str = "") -> None:
         for listener in self._listeners:
             listener.send_nowait(CharonEvent(kind, sa.connection.name, sa.unique_id, child))
+
+
+async def _until_closed(receive: trio.MemoryReceiveChannel[CharonEvent]) -> AsyncGenerator[CharonEvent, None]:
+    async for event in receive:
+        yield event
+    raise EdgeError("charon", "events", "charon closed the connection")
 
 
 def _child_sa(child: ChildSa, unique_id: int, bytes_in: int = 0, bytes_out: int = 0, state: str = "") -> ChildSa:

@@ -6,6 +6,7 @@ certificate, key and CA that it names.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,21 +20,39 @@ from tests.lab.topology import Network, Site
 
 CONTROLLER_PORT = 8443
 CONTROLLER_STATE = "/run/controller"
+NETWORK_YAML = "/run/network.yaml"
 METRICS = "127.0.0.1:9273"
+POLICY = {"failback_s": 3}  # so that a demo can show it
 OVERLAY = "10.255.0.0/24"  # inner addresses of paths, endpoints and sites
 PROBE = {"active_interval_ms": 100, "standby_interval_ms": 100, "misses": 3}
 
 
 def provision(lab: Lab) -> None:
     """Set up the controller's state, apply the network, and give every site its identity and settings."""
-    state = lab.path(CONTROLLER_STATE)
-    setup.init_state(state, "lab", [str(lab.network.address_of(lab.network.controller))], CONTROLLER_PORT)
-    setup.apply(state, network_yaml(lab.network))
-    for site in lab.sites.values():
-        key, certificate, ca = setup.issue_site(state, site.name)
-        for name, content in (("key.pem", key), ("certificate.pem", certificate), ("ca.pem", ca)):
-            (site.outside / name).write_bytes(content)
-    write_settings(lab, signing_keys={key.id: key.key for key in setup.signing_keys(state)})
+    lab.path(NETWORK_YAML).write_text(network_yaml(lab.network))
+    # Inside the lab: SQLite resolves the path of its file, and from outside that path leads through /proc.
+    controller = str(lab.network.address_of(lab.network.controller))
+    argv = [sys.executable, "-m", "tests.lab.provision", controller, *lab.sites]
+    lab.run(lab.network.controller, *argv, timeout_s=30)
+    keys = setup.signing_keys(lab.path(CONTROLLER_STATE))
+    write_settings(lab, signing_keys={key.id: key.key for key in keys})
+
+
+def apply(lab: Lab, text: str) -> None:
+    """Put another network.yaml in force while the controller runs."""
+    lab.path(NETWORK_YAML).write_text(text)
+    argv = [sys.executable, "-m", "cpe_controller", "--state", CONTROLLER_STATE, "apply", NETWORK_YAML]
+    lab.run(lab.network.controller, *argv, timeout_s=30)
+
+
+def _inside(address: str, *sites: str) -> None:
+    """What `provision` does inside the lab, in one process."""
+    setup.init_state(Path(CONTROLLER_STATE), "lab", [address], CONTROLLER_PORT)
+    setup.apply(Path(CONTROLLER_STATE), Path(NETWORK_YAML))
+    for site in sites:
+        pems = setup.issue_site(Path(CONTROLLER_STATE), site)
+        for name, content in zip(("key.pem", "certificate.pem", "ca.pem"), pems, strict=True):
+            (Path("/run") / site / name).write_bytes(content)
 
 
 def network_yaml(network: Network) -> str:
@@ -49,6 +68,7 @@ def network_yaml(network: Network) -> str:
         "overlay": OVERLAY,
         "controllers": [controller_url(network)],
         "probe": PROBE,
+        "policy": POLICY,
         "hubs": {hub.name: _described(hub) | {"endpoints": _endpoints(network, hub)} for hub in hubs},
         "branches": {site.name: _described(site) for site in network.sites if site.role == "branch"},
         "services": {name: {"subnet": subnet} for subnet, name in names.items()},
@@ -102,3 +122,7 @@ def _described(site: Site) -> dict[str, Any]:
 
 def _endpoints(network: Network, hub: Site) -> dict[str, Any]:
     return {uplink.name: {"address": str(network.public_address(hub.name, uplink.name))} for uplink in hub.uplinks}
+
+
+if __name__ == "__main__":
+    _inside(*sys.argv[1:])

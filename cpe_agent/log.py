@@ -1,0 +1,153 @@
+"""How does the agent speak, and in which words?
+
+One event a line on stderr, as JSON or for people. What may be said is listed here, `EVENTS` and `FIELDS`; a test holds
+every log call in the code and docs/EVENTS.md to it. An event is a noun and a verb in the past, fixed text; whatever
+varies goes into fields, in the units that their names end in.
+
+`python -m cpe_agent.log > docs/EVENTS.md` writes the page anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal, TextIO
+
+import structlog
+from structlog.typing import FilteringBoundLogger, Processor
+
+# Event name -> what has happened. In the order in which an operator meets them.
+EVENTS: Mapping[str, str] = MappingProxyType(
+    {
+        "agent_started": "The agent runs; it adopts what it finds in the kernel and in charon.",
+        "agent_stopped": "The agent ends as it was told to. Tunnels and rules stay.",
+        "controller_connected": "The controller answers, and tells of changes.",
+        "controller_lost": "The controller does not answer any more. The network runs without it.",
+        "document_loaded": "The last good document was read from the disk and verified.",
+        "document_accepted": "A document is obeyed from now on.",
+        "document_rejected": "A document is refused. The one before it stays.",
+        "charon_connected": "charon answers.",
+        "charon_lost": "charon does not answer any more.",
+        "tunnel_initiated": "charon was asked to bring up an IKE_SA or a CHILD_SA.",
+        "tunnel_terminated": "charon was asked to end an IKE_SA or a CHILD_SA.",
+        "path_up": "Probes over a path are answered, steadily enough to use it.",
+        "path_down": "Probes over a path are not answered any more.",
+        "bundle_moved": "A bundle's traffic goes over another path.",
+        "link_changed": "An interface, its addresses, its carrier or its gateway changed.",
+        "target_repaired": "Kernel or charon was not as wanted, and now is.",
+        "target_failed": "Kernel or charon would not take a change; it will be tried again.",
+        "target_recovered": "A target that had failed takes changes again.",
+        "forwarding_changed": "The kernel's forwarding between interfaces was switched.",
+        "condition_raised": "A condition became true.",
+        "condition_cleared": "A condition is true no more.",
+        "library_spoke": "A library had something to say in its own words.",
+    }
+)  # fmt: skip
+
+# Field name -> what it holds. `event`, `level` and `timestamp` are in every line.
+FIELDS: Mapping[str, str] = MappingProxyType(
+    {
+        "event": "One of the events above.",
+        "level": "debug, info, warning, error or critical.",
+        "timestamp": "When, in UTC, ISO 8601. The clock may be wrong; the order of lines is not.",
+        "exception": "A traceback. Always a bug of ours.",
+        "agent_version": "The agent's version.",
+        "address": "An IP address, or address and port.",
+        "backend": "kernel or userland: who encrypts.",
+        "bundle": "A bundle's name.",
+        "cause": "What the outside world said, in words.",
+        "condition": "A condition's type.",
+        "epoch": "The document's epoch.",
+        "field": "The field of the document that is wrong; empty for the whole.",
+        "from_path": "The path that carried it before; null for none.",
+        "interface": "A network interface by name.",
+        "library": "Whose words they are: the name of a Python logger.",
+        "local_address": "Our address that a connection goes out by; empty for the kernel's choice.",
+        "op": "The operation that was tried.",
+        "ops": "How many operations it took.",
+        "path": "A path: uplink.peer.endpoint.",
+        "peer": "A peer's site name.",
+        "reason": "Why the agent decided so, as one word or a short sentence.",
+        "rtt_ms": "Round-trip time in milliseconds.",
+        "site": "This site's name.",
+        "state": "The new state.",
+        "subject": "What a condition is about: a path, a bundle, an uplink, a target.",
+        "target": "What refused or was changed: charon, nftables, netlink, controller, store, and so on.",
+        "text": "A library's own words.",
+        "to_path": "The path that carries it now; null for none.",
+        "unique_id": "charon's own number for an IKE_SA.",
+        "uplink": "An uplink's name.",
+        "version": "The document's version.",
+    }
+)  # fmt: skip
+
+# Everything at INFO is theirs to tell a developer, not ours to tell an operator.
+LIBRARY_LEVEL = logging.WARNING
+
+
+def configure(form: Literal["json", "console"] = "json", level: str = "info", stream: TextIO | None = None) -> None:
+    """Set up structlog, and the loggers of libraries with it, for the whole process. Can be called again."""
+    output = sys.stderr if stream is None else stream
+    shape: list[Processor]
+    if form == "json":
+        shape = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    else:
+        shape = [structlog.dev.ConsoleRenderer(colors=output.isatty())]
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            *shape,
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.WriteLoggerFactory(output),
+        # Loggers are made when modules are imported, before this: they must not settle on an older set-up.
+        cache_logger_on_first_use=False,
+    )
+    logging.basicConfig(level=LIBRARY_LEVEL, handlers=[_Library()], force=True)
+
+
+def get_logger() -> FilteringBoundLogger:
+    """The logger; bind it to a module's name `log`, which is what the test of the vocabulary looks for."""
+    logger: FilteringBoundLogger = structlog.get_logger()
+    return logger
+
+
+def events_page() -> str:
+    """docs/EVENTS.md."""
+    parts = [
+        "# What the agent logs",
+        "",
+        "One event a line, on stderr. Written by `python -m cpe_agent.log` from the vocabulary in `cpe_agent/log.py`.",
+        "",
+        "## Events",
+        "",
+        "| event | what has happened |",
+        "|---|---|",
+        *(f"| `{name}` | {meaning} |" for name, meaning in EVENTS.items()),
+        "",
+        "## Fields",
+        "",
+        "An event has those that apply. A unit is the end of the name.",
+        "",
+        "| field | what it holds |",
+        "|---|---|",
+        *(f"| `{name}` | {meaning} |" for name, meaning in FIELDS.items()),
+        "",
+    ]
+    return "\n".join(parts)
+
+
+class _Library(logging.Handler):
+    """Says what comes through the standard library's logging in our form."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        get_logger().log(
+            record.levelno, "library_spoke", library=record.name, text=record.getMessage(), exc_info=record.exc_info
+        )
+
+
+if __name__ == "__main__":
+    sys.stdout.write(events_page())
