@@ -75,8 +75,9 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(probing.run)
         nursery.start_soon(steer_bundles, cells)
         nursery.start_soon(reconciler.run)
-        nursery.start_soon(follower.run)
         nursery.start_soon(reporter.run)
+        await reconciler.firewall_seen_to.wait()
+        nursery.start_soon(follower.run)
         answer = functools.partial(_answer, reporter)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
         if settings.metrics is not None:

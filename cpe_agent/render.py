@@ -190,8 +190,9 @@ def _pairs(status: Status, colour: bool) -> list[str]:
 
 def _conditions(conditions: Iterable[Condition], now: float, colour: bool) -> list[str]:
     worst_first = list(reversed(VERDICT))
+    found = sorted(conditions, key=lambda c: (worst_first.index(c.severity), c.type, c.subject, c.reason))
     lines = []
-    for condition in sorted(conditions, key=lambda c: (worst_first.index(c.severity), c.type, c.subject, c.reason)):
+    for condition in found[:ROWS_MAX]:
         title = " ".join(part for part in (condition.type, condition.subject) if part)
         lasting = f" (for {_span(now - condition.since)})" if condition.since > 0 else ""
         # "ok" is a fact and no fault.
@@ -203,7 +204,7 @@ def _conditions(conditions: Iterable[Condition], now: float, colour: bool) -> li
             subsequent_indent="    ",
         )
         lines += [_painted(mark, _COLOURS[condition.severity], colour) + first[1:], *more]
-    return lines
+    return lines + _left_off(len(found))
 
 
 def _labelled(label: str, text: str) -> list[str]:
@@ -233,9 +234,11 @@ def _table(columns: Sequence[_Column], rows: Sequence[Sequence[str]], colour: bo
 
     lines = [line({i: columns[i].title for i in keep}, False)]
     lines += [line(dict(enumerate(row)), colour) for row in shown]
-    if len(rows) > ROWS_MAX:
-        lines.append(f"and {len(rows) - ROWS_MAX} more: --json lists all")
-    return lines
+    return lines + _left_off(len(rows))
+
+
+def _left_off(count: int) -> list[str]:
+    return [f"and {count - ROWS_MAX} more: --json lists all"] if count > ROWS_MAX else []
 
 
 def _overflow(widths: Mapping[int, int], keep: Sequence[int]) -> int:

@@ -88,7 +88,7 @@ def test_a_controllers_trailing_slash_means_nothing() -> None:
         ("metrics: 127.0.0.1:0", "metrics", "no address and port"),
         ("metrics: 127.0.0.1:65536", "metrics", "no address and port"),
         ("metrics: ::1:9273", "metrics", "[::1]:9273"),
-        ("metrics: 9273", "metrics", "Expected `str`, got `int`"),
+        ("metrics: 9273", "metrics", "got `int`"),
         ("state_dir: state", "state_dir", "begin it with /"),
         ("ca: ca.pem", "ca", "begin it with /"),
         ("key: ''", "key", "begin it with /"),

@@ -38,7 +38,7 @@ class Move(msgspec.Struct, frozen=True):
 
 
 class Steering(msgspec.Struct, frozen=True):
-    """Active path of each bundle; when each was first seen without one; moves by reason."""
+    """Active path of each bundle; since when one that has none could have had one and waits for a better one."""
 
     active: dict[str, Path | None] = {}
     waiting_since: dict[str, float] = {}
@@ -73,7 +73,7 @@ def step(
         since = steering.waiting_since.get(bundle.name, now)
         chosen, reason, again = _choose(bundle, present, tracks, failback_s, since, now)
         wake_at = min(wake_at, again)
-        if chosen is None:
+        if chosen is None and again < math.inf:
             waiting[bundle.name] = since
         if chosen != present:
             moves.append(Move(bundle.name, present, chosen, reason))

@@ -1,8 +1,7 @@
 """What does the controller say, and if nothing, why?
 
 In: base URLs, a pinned authority, our certificate and key, and per call the local address to go out by. Out: the signed
-document and the stream of changes, or a `ControllerError` in words for a human. Nothing that is read here is believed:
-sizes are bounded while reading, shapes are checked, and the signature is the caller's to verify.
+document and the stream of changes, or a `ControllerError` in words for a human.
 
 Every call and every stream has a connection of its own. Documents are fetched when they change, so a connection kept
 for the next one would mostly be one that died in the meantime, over an uplink that may be gone.
@@ -12,22 +11,30 @@ The base URLs are tried in order, starting with the one that answered last.
 
 from __future__ import annotations
 
-import base64
-import email.utils
 import http
 import logging
 import ssl
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from contextlib import AsyncExitStack, suppress
 from pathlib import Path
-from typing import Annotated, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import httpx
-import msgspec
 import trio
 
-from cpe_agent.model.document import KEY_ID_HEADER, MAX_BYTES, SIGNATURE_HEADER
-from cpe_agent.ports import EdgeError, SignedDocument
+from cpe_agent.edge.controller_answer import (
+    LINE_MAX_BYTES,
+    ControllerError,
+    change,
+    check,
+    chunks_of,
+    document_body,
+    signed_document,
+    words,
+)
+from cpe_agent.ports import SignedDocument
+
+__all__ = ["ChangeStream", "ControllerError", "HttpsController"]
 
 # For connecting with TLS, and for each read of a document.
 TIMEOUT_S = 5.0
@@ -35,25 +42,8 @@ TIMEOUT_S = 5.0
 DOCUMENT_TIMEOUT_S = 128.0
 # Three heartbeats of 10 s.
 SILENCE_S = 30.0
-# {"epoch":...,"version":...} with the largest numbers there are is shorter.
-LINE_MAX_BYTES = 1024
-# A mistyped Retry-After must not orphan a site.
-RETRY_AFTER_MAX_S = 3600.0
-
-SIGNATURE_BYTES = 64
-KEY_ID_MAX_CHARS = 256
-# Enough to recognise a portal's or a proxy's page by.
-EXCERPT_BYTES = 60
 
 T = TypeVar("T")
-
-
-class ControllerError(EdgeError):
-    """No answer, or none that can be used. `retry_after_s` is what the controller asked for, if it did."""
-
-    def __init__(self, op: str, cause: str, retry_after_s: float | None = None) -> None:
-        super().__init__("controller", op, cause)
-        self.retry_after_s = retry_after_s
 
 
 class HttpsController:
@@ -91,7 +81,7 @@ class HttpsController:
         """The signed document and its ETag; None if `etag` is still current. Raises ControllerError."""
 
         async def fetch(base_url: str) -> tuple[SignedDocument, str] | None:
-            with _words("document", base_url):
+            with words("document", base_url):
                 with trio.move_on_after(self._document_timeout_s):
                     return await self._fetch(base_url, local_address, etag)
                 raise ControllerError("document", f"{base_url}: not finished after {self._document_timeout_s:g} s")
@@ -99,9 +89,9 @@ class HttpsController:
         return await self._first_good("document", fetch)
 
     def changes(self, local_address: str) -> ChangeStream:
-        """(epoch, version) served now, then at each change; None for a heartbeat. Connects at the first step, which ends
-        any earlier stream: an agent follows one. Raises ControllerError when it cannot connect, and when the stream
-        breaks, ends or falls silent. Leaving it early, close it (`contextlib.aclosing`)."""
+        """(epoch, version) served now, then at each change; None for a heartbeat. Connects at the first step, which
+        ends any earlier stream: an agent follows one. Raises ControllerError when it cannot connect, and when the
+        stream breaks, ends or falls silent. Leaving it early, close it (`contextlib.aclosing`)."""
 
         async def connect() -> _Connection:
             # Whoever left a stream early without closing it does not collect connections.
@@ -139,18 +129,18 @@ class HttpsController:
             response = await self._get(stack, f"{base_url}/v1/document", local_address, headers, self._timeout_s)
             if response.status_code == http.HTTPStatus.NOT_MODIFIED and etag is not None:
                 return None
-            await _check("document", base_url, response, "application/json")
-            raw = await _body(base_url, response)
-        return _signed(base_url, response.headers, raw)
+            await check("document", base_url, response, "application/json")
+            raw = await document_body(base_url, response)
+        return signed_document(base_url, response.headers, raw)
 
     async def _subscribe(self, base_url: str, local_address: str) -> _Connection:
-        with _words("changes", base_url):
+        with words("changes", base_url):
             async with AsyncExitStack() as stack:
                 headers = {"accept": "application/x-ndjson"}
                 url = f"{base_url}/v1/changes"
                 response = await self._get(stack, url, local_address, headers, self._silence_s)
-                await _check("changes", base_url, response, "application/x-ndjson")
-                chunks = await stack.enter_async_context(_chunks(response))
+                await check("changes", base_url, response, "application/x-ndjson")
+                chunks = await stack.enter_async_context(chunks_of(response))
                 return _Connection(stack.pop_all(), chunks, base_url)
         raise AssertionError("_words raises what it catches")
 
@@ -197,6 +187,7 @@ class ChangeStream:
         self._silence_s = silence_s
         self._forget = forget
         self._connection: _Connection | None = None
+        self._reading: trio.CancelScope | None = None
         self._closed = False
         self._unread = bytearray()
 
@@ -206,21 +197,35 @@ class ChangeStream:
     async def __anext__(self) -> tuple[int, int] | None:
         if self._closed:
             raise StopAsyncIteration
-        try:
-            if self._connection is None:
-                self._connection = await self._connect()
-            base_url = self._connection.base_url
-            with _words("changes", base_url):
-                # Over whole lines, not reads: a connection that drips bytes says nothing either.
-                with trio.move_on_after(self._silence_s):
-                    return _change(base_url, await self._line(self._connection))
-                raise ControllerError("changes", f"{base_url}: silent for {self._silence_s:g} s")
-        except BaseException:
-            await self.aclose()
-            raise
+        with trio.CancelScope() as self._reading:
+            try:
+                return await self._next()
+            except BaseException:
+                await self._drop()
+                raise
+            finally:
+                self._reading = None
+        raise StopAsyncIteration  # closed by another task
 
     async def aclose(self) -> None:
-        """Drop the connection; iteration is over."""
+        """Drop the connection; iteration is over, also for a task that waits in it."""
+        if self._reading is not None:
+            self._closed = True
+            self._reading.cancel()
+        else:
+            await self._drop()
+
+    async def _next(self) -> tuple[int, int] | None:
+        if self._connection is None:
+            self._connection = await self._connect()
+        base_url = self._connection.base_url
+        with words("changes", base_url):
+            # Over whole lines, not reads: a connection that drips bytes says nothing either.
+            with trio.move_on_after(self._silence_s):
+                return change(base_url, await self._line(self._connection))
+            raise ControllerError("changes", f"{base_url}: silent for {self._silence_s:g} s")
+
+    async def _drop(self) -> None:
         self._closed = True
         self._forget(self)
         connection, self._connection = self._connection, None
@@ -248,140 +253,3 @@ class _Connection(NamedTuple):
     stack: AsyncExitStack
     chunks: AsyncIterator[bytes]
     base_url: str
-
-
-class _Line(msgspec.Struct, frozen=True):
-    """A change or a heartbeat. Fields that we do not know are left to newer agents."""
-
-    epoch: Annotated[int, msgspec.Meta(ge=0)] | None = None
-    version: Annotated[int, msgspec.Meta(ge=1)] | None = None
-    heartbeat: bool = False
-
-
-def _change(base_url: str, line: bytes) -> tuple[int, int] | None:
-    with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        decoded = msgspec.json.decode(line, type=_Line)
-        if decoded.epoch is not None and decoded.version is not None:
-            return decoded.epoch, decoded.version
-        if decoded.heartbeat:
-            return None
-    raise ControllerError(
-        "changes", f"{base_url}: sent a line that is neither a version nor a heartbeat: {line[:80]!r}"
-    )
-
-
-@contextmanager
-def _words(op: str, base_url: str) -> Iterator[None]:
-    """What httpx raises, in words that say what to look at."""
-    try:
-        yield
-    except httpx.ConnectTimeout:
-        raise ControllerError(op, f"{base_url}: no connection in time") from None
-    except httpx.TimeoutException:
-        raise ControllerError(op, f"{base_url}: connected, but it does not answer") from None
-    except httpx.ConnectError as error:
-        raise ControllerError(op, f"{base_url}: cannot connect: {_root(error)}") from None
-    except (httpx.ReadError, httpx.RemoteProtocolError) as error:
-        # In TLS 1.3 a client hears that its certificate was refused, or missed, when it first reads; often not at all.
-        what = _root(error) or "without a word"
-        if "without" in what:
-            what += " (does the controller accept our certificate?)"
-        raise ControllerError(op, f"{base_url}: the connection broke: {what}") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        raise ControllerError(op, f"{base_url}: {type(error).__name__}: {error}") from None
-
-
-def _root(error: BaseException) -> str:
-    """The innermost words: what httpx raises often has none, and trio's "all attempts failed" hides the reason."""
-    words = ""
-    cause: BaseException | None = error
-    while cause is not None:
-        if isinstance(cause, BaseExceptionGroup):
-            return "; ".join(_root(one) for one in cause.exceptions)
-        words = str(cause) or words
-        cause = cause.__cause__ or cause.__context__
-    return words
-
-
-@asynccontextmanager
-async def _chunks(response: httpx.Response) -> AsyncIterator[AsyncIterator[bytes]]:
-    """The body as it comes. Inside are half a dozen nested async generators that nobody closes when the outermost is
-    left early; a cancelled read unwinds them all."""
-    chunks = response.aiter_raw()
-    try:
-        yield chunks
-    finally:
-        with trio.CancelScope() as scope, suppress(httpx.HTTPError):
-            scope.cancel()
-            async for _ in chunks:
-                pass
-
-
-async def _check(op: str, base_url: str, response: httpx.Response, content_type: str) -> None:
-    """Raises unless this is 200 with `content_type`."""
-    found = response.headers.get("content-type", "").partition(";")[0].strip().lower()
-    if response.status_code == http.HTTPStatus.OK and found == content_type:
-        return
-    excerpt = b""
-    async with _chunks(response) as chunks:
-        async for chunk in chunks:
-            excerpt += chunk[: EXCERPT_BYTES - len(excerpt)]
-            if len(excerpt) >= EXCERPT_BYTES:
-                break
-    phrase = f"{response.status_code} {response.reason_phrase}".strip()
-    looks = f"{found or 'no content type'}, {excerpt!r}" if excerpt else "an empty body"
-    cause = f"{base_url}: answered {phrase} with {looks}"
-    if response.status_code == http.HTTPStatus.OK:
-        cause += f"; expected {content_type}: is this our controller?"
-    raise ControllerError(op, cause, _retry_after_s(response.headers))
-
-
-async def _body(base_url: str, response: httpx.Response) -> bytes:
-    """All of the body, and never more than MAX_BYTES of it."""
-    encoding = response.headers.get("content-encoding", "identity")
-    if encoding != "identity":
-        raise ControllerError("document", f"{base_url}: sent the document as {encoding!r}, unasked")
-    too_long = ControllerError(
-        "document", f"{base_url}: sends more than the {MAX_BYTES} bytes that a document may have"
-    )
-    if int(response.headers.get("content-length", 0)) > MAX_BYTES:
-        raise too_long
-    raw = bytearray()
-    async with _chunks(response) as chunks:
-        async for chunk in chunks:
-            if len(raw) + len(chunk) > MAX_BYTES:
-                raise too_long
-            raw += chunk
-    if not raw:
-        raise ControllerError("document", f"{base_url}: answered 200 with an empty body")
-    return bytes(raw)
-
-
-def _signed(base_url: str, headers: httpx.Headers, raw: bytes) -> tuple[SignedDocument, str]:
-    for name in (SIGNATURE_HEADER, KEY_ID_HEADER, "ETag"):
-        if not headers.get(name):
-            raise ControllerError("document", f"{base_url}: sent a document without the header {name}")
-    text, key_id = headers[SIGNATURE_HEADER], headers[KEY_ID_HEADER]
-    try:
-        signature = base64.b64decode(text, validate=True)
-    except ValueError:
-        signature = b""
-    if len(signature) != SIGNATURE_BYTES:
-        shown = f"{SIGNATURE_HEADER}: {text[:EXCERPT_BYTES]!r}"
-        raise ControllerError("document", f"{base_url}: {shown} is not {SIGNATURE_BYTES} bytes in base64")
-    if len(key_id) > KEY_ID_MAX_CHARS:
-        raise ControllerError("document", f"{base_url}: {KEY_ID_HEADER} is longer than {KEY_ID_MAX_CHARS} characters")
-    return SignedDocument(raw=raw, signature=signature, key_id=key_id), headers["ETag"]
-
-
-def _retry_after_s(headers: httpx.Headers) -> float | None:
-    """Seconds, from either of the two forms. A date is held against the answer's own Date: our clock may be wrong."""
-    text = headers.get("retry-after", "").strip()
-    if text.isascii() and text.isdigit():
-        return min(float(text), RETRY_AFTER_MAX_S)
-    try:
-        until = email.utils.parsedate_to_datetime(text)
-        asked_s = (until - email.utils.parsedate_to_datetime(headers.get("date", ""))).total_seconds()
-    except (ValueError, TypeError):
-        return None
-    return min(max(asked_s, 0.0), RETRY_AFTER_MAX_S)

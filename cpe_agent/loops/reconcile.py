@@ -85,6 +85,9 @@ class Reconciler:
         backend: Backend,
     ) -> None:
         self.bell = Bell()
+        # Set once the firewall has been seen to. Who opens connections waits for it: what was opened before the
+        # kernel began to track connections has no entry, and its replies would be dropped as new.
+        self.firewall_seen_to = trio.Event()
         self._cells = cells
         self._firewall = firewall_port
         self._routes = route_port
@@ -119,6 +122,7 @@ class Reconciler:
             plan = self._cells.plan.value
             if plan is None:
                 await self._close_without_document()
+                self.firewall_seen_to.set()
                 continue
             opening: Sequence[FirewallOp] = ()
             if names & {"plan", RULES}:
@@ -129,6 +133,7 @@ class Reconciler:
                 await self._pass_tunnels()
             if opening:
                 await self._open_rules(opening)
+            self.firewall_seen_to.set()
 
     async def _close_without_document(self) -> None:
         """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through."""

@@ -30,6 +30,7 @@ class Served:
     def client(self, site: str | None, *, ca: Path | None = None, issuer: Path | None = None) -> httpx.Client:
         """An agent's client: with the certificate of `site` (None: without one), issued by `issuer`'s state."""
         context = ssl.create_default_context(cafile=str((ca or self.state) / "root.pem"))
+        context.verify_flags |= ssl.VERIFY_X509_STRICT  # Python 3.13's default
         if site is not None:
             out = self.state.parent / "sites"
             key, pem, _ = setup.save_site(out, site, *setup.issue_site(issuer or self.state, site))

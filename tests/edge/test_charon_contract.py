@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from cpe_agent.core.tunnels import Attempts, step
-from cpe_agent.edge.charon import CharonTunnels, canonical_selector
+from cpe_agent.edge.charon import CharonTunnels, canonical_selector, connection_message
 from cpe_agent.edge.vici import open_vici
 from cpe_agent.loops.bell import Bell
 from cpe_agent.model.dataplane import Backend, Child, Connection, Ike, Path, Tunnels
@@ -261,6 +261,8 @@ async def test_after_charon_was_killed_everything_comes_back(ends: Ends) -> None
             while True:
                 await anext(events)
     with pytest.raises(EdgeError, match="charon"):
+        await anext(aiter(ends.branch.events()))
+    with pytest.raises(EdgeError, match="charon"):
         await ends.branch.read()
     with pytest.raises(EdgeError, match="charon"):
         await ends.branch.apply(LoadCredentials())
@@ -376,6 +378,19 @@ async def test_selectors_are_read_as_they_were_loaded(ends: Ends) -> None:
     assert [c.name for c in (await ends.branch.read()).connections[connection.name]] == ["narrow"]
 
 
+async def test_a_child_of_some_ports_is_installed_as_wanted(ends: Ends) -> None:
+    await settle(ends.hub, hub_wants())
+    connection = branch_wants(WIRED).connections[0]
+    ports = Child(
+        TRAFFIC, (f"{BRANCH_LAN}[tcp]",), tuple(f"{lan}[tcp/{port}]" for lan in HUB_LANS for port in (443, 80))
+    )
+    connection = msgspec.structs.replace(connection, children=(connection.children[0], ports))
+    run = await settle(ends.branch, Tunnels((connection,), {WIRED: frozenset({TRAFFIC})}))
+    (child,) = [child for sa in run.last.ike_sas for child in sa.children if child.name == TRAFFIC]
+    assert (child.local_ts, sorted(child.remote_ts)) == (ports.local_ts, sorted(ports.remote_ts))
+    assert (await settle(ends.hub, hub_wants())).ops == []
+
+
 def test_services_become_numbers() -> None:
     assert canonical_selector("10.1.0.0/24[tcp/https]") == "10.1.0.0/24[tcp/443]"
     assert canonical_selector("10.1.0.0/24[udp/domain]") == "10.1.0.0/24[udp/53]"
@@ -398,6 +413,17 @@ async def test_only_our_connections_are_seen(real_bed: Bed, real: RealEnds) -> N
     for connection in connections:
         await real.branch.apply(LoadConnection(connection))
     assert set((await real.branch.read()).connections) == {connection.name for connection in connections}
+
+
+@needs_charon
+async def test_charon_knows_the_marks_of_the_kernel_backend(real_bed: Bed, real: RealEnds) -> None:
+    (connection,) = hub_wants().connections
+    assert any(child.unique_marks for child in connection.children)
+    marked = connection_message(connection, Backend.KERNEL)
+    assert "%unique" in str(marked) and "%unique" not in str(connection_message(connection, Backend.USERLAND))
+    async with open_vici(real_bed.hub.vici) as vici:
+        await vici.request("load-conn", {connection.name: marked})
+    assert set((await real.hub.read()).connections) == {connection.name}
 
 
 @needs_charon

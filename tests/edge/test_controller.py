@@ -238,7 +238,7 @@ async def test_an_endless_document_is_given_up(tls: Tls) -> None:
     server = await tls.serve(flood)
     error = await refusal(tls.client(server.url).document("", None))
     assert "more than the" in error.cause
-    assert sent <= 2 * MAX_BYTES >> 20  # the rest is what sockets buffer
+    assert sent <= 4 * MAX_BYTES >> 20  # more than one MAX_BYTES only because sockets buffer
 
 
 @pytest.mark.parametrize(
@@ -422,6 +422,17 @@ async def listening() -> tuple[Answer, trio.Event]:
 Leave = Callable[[HttpsController, module.ChangeStream], Awaitable[None]]
 
 
+async def leave_by_closing_while_another_task_waits(_: HttpsController, stream: module.ChangeStream) -> None:
+    async def wait() -> None:
+        async for _ in stream:
+            raise AssertionError("nothing was said")
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(wait)
+        await trio.testing.wait_all_tasks_blocked(0.05)
+        await stream.aclose()
+
+
 async def leave_by_starting_another(client: HttpsController, _: module.ChangeStream) -> None:
     another = client.changes("")
     assert await anext(another) == (1, 2)
@@ -444,7 +455,14 @@ async def leave_by_cancelling(_: HttpsController, stream: module.ChangeStream) -
 
 
 @pytest.mark.parametrize(
-    "leave", [leave_by_closing, leave_by_closing_all, leave_by_cancelling, leave_by_starting_another]
+    "leave",
+    [
+        leave_by_closing,
+        leave_by_closing_all,
+        leave_by_closing_while_another_task_waits,
+        leave_by_cancelling,
+        leave_by_starting_another,
+    ],
 )
 async def test_whoever_leaves_a_stream_closes_its_connection(tls: Tls, leave: Leave) -> None:
     answer, gone = await listening()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-
 import trio
 
 from cpe_agent.ports import EdgeError, SignedDocument
@@ -37,37 +35,62 @@ class FakeController:
     async def document(self, local_address: str, etag: str | None) -> tuple[SignedDocument, str] | None:
         await trio.lowlevel.checkpoint()
         self.asked.append(local_address)
-        self._refuse("document")
+        self.refuse("document")
         if self._document is None:
             raise EdgeError("controller", "document", "answered 404 Not Found")
         current = '"{}-{}"'.format(*self._order)
         return None if etag == current else (self._document, current)
 
-    async def changes(self, local_address: str) -> AsyncIterator[tuple[int, int] | None]:
-        await trio.lowlevel.checkpoint()
-        self.asked.append(local_address)
-        self._refuse("changes")
-        send, receive = trio.open_memory_channel[tuple[int, int] | None](100)
-        self._streams.add(send)
-        try:
-            yield self._order
-            async for change in receive:
-                self._refuse("changes")
-                yield change
-            raise EdgeError("controller", "changes", "ended the stream")
-        finally:
-            self._streams.discard(send)
-            send.close()
-            receive.close()
+    def changes(self, local_address: str) -> FakeStream:
+        return FakeStream(self, local_address)
 
     async def aclose(self) -> None:
         self.cut()
         await trio.lowlevel.checkpoint()
 
-    def _tell(self, change: tuple[int, int] | None) -> None:
-        for stream in self._streams:
-            stream.send_nowait(change)
+    def open_stream(self, local_address: str) -> trio.MemoryReceiveChannel[tuple[int, int] | None]:
+        self.asked.append(local_address)
+        self.refuse("changes")
+        send, receive = trio.open_memory_channel[tuple[int, int] | None](100)
+        self._streams.add(send)
+        send.send_nowait(self._order)
+        return receive
 
-    def _refuse(self, op: str) -> None:
+    def refuse(self, op: str) -> None:
         if self.fault is not None:
             raise EdgeError("controller", op, self.fault)
+
+    def _tell(self, change: tuple[int, int] | None) -> None:
+        for stream in list(self._streams):
+            try:
+                stream.send_nowait(change)
+            except trio.BrokenResourceError:
+                self._streams.discard(stream)
+
+
+class FakeStream:
+    """Begins with the order that is served, as the real one does; an error ends it."""
+
+    def __init__(self, controller: FakeController, local_address: str) -> None:
+        self._controller = controller
+        self._local_address = local_address
+        self._receive: trio.MemoryReceiveChannel[tuple[int, int] | None] | None = None
+
+    def __aiter__(self) -> FakeStream:
+        return self
+
+    async def __anext__(self) -> tuple[int, int] | None:
+        await trio.lowlevel.checkpoint()
+        if self._receive is None:
+            self._receive = self._controller.open_stream(self._local_address)
+        try:
+            change = await self._receive.receive()
+            self._controller.refuse("changes")
+            return change
+        except trio.EndOfChannel:
+            raise EdgeError("controller", "changes", "ended the stream") from None
+
+    async def aclose(self) -> None:
+        if self._receive is not None:
+            self._receive.close()
+        await trio.lowlevel.checkpoint()
