@@ -34,6 +34,7 @@ from cpe_agent.loops.reconcile import Reconciler
 from cpe_agent.loops.report import Reporter
 from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.model.condition import Status
+from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings
 
 log = get_logger()
@@ -59,7 +60,7 @@ async def _live(settings: Settings) -> None:
     cells = Cells()
     firewall, netlink, prober = NftablesFirewall(), Netlink(), IcmpProber()
     charon = CharonTunnels(
-        settings.vici_socket, identity.certificate_pem, identity.key_pem, settings.ca.read_bytes(), backend
+        settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend
     )
     controller = HttpsController(settings.controllers, settings.ca, settings.certificate, settings.key)
     follower = Follower(cells, controller, FileStore(settings.state_dir), settings.site, _keys(settings))
@@ -89,16 +90,24 @@ async def _live(settings: Settings) -> None:
 
 
 async def _answer(reporter: Reporter, command: str) -> bytes:
-    """Answer of the control socket. Raises ValueError for a command that it does not know."""
+    """Answer of the control socket. Raises EdgeError for a command that it does not know."""
     if command == "status":
         return msgspec.json.encode(await reporter.status())
-    raise ValueError(f"unknown command {command!r}")
+    raise EdgeError("control", command, "is no command of this agent's version")
 
 
 async def _stop_on_signal(scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             scope.cancel()
+
+
+def _read_ca(settings: Settings) -> bytes:
+    try:
+        return settings.ca.read_bytes()
+    except OSError as error:
+        cause = f"{settings.ca}: {error.strerror}; name the authority's certificate as ca in agent.yaml"
+        raise EdgeError("identity", "read ca", cause) from None
 
 
 def _keys(settings: Settings) -> dict[str, str]:

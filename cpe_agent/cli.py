@@ -10,7 +10,7 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
@@ -83,8 +83,18 @@ def _parser() -> argparse.ArgumentParser:
 def _run(configured: Settings) -> int:
     try:
         return app.run(configured)
-    except EdgeError as error:
-        return _failed(str(error), UNAVAILABLE)
+    except* EdgeError as group:
+        # Out of the depth of the nurseries, or bare. A bug beside it goes on its way, with its traceback.
+        words = "; ".join(_causes(group))
+    return _failed(words, UNAVAILABLE)
+
+
+def _causes(group: BaseExceptionGroup[EdgeError]) -> Iterator[str]:
+    for error in group.exceptions:
+        if isinstance(error, BaseExceptionGroup):
+            yield from _causes(error)
+        else:
+            yield str(error)
 
 
 def _status(configured: Settings, as_json: bool, watch: bool) -> int:

@@ -2,12 +2,12 @@
 
 Protocols only: the edges implement them for real, tests/fakes/ in memory, and one contract suite runs on both. All
 methods raise `EdgeError` when the outside world refuses; nothing else is caught by the loops. Idempotent throughout:
-adding what is there and deleting what is not are no errors.
+adding what is there and deleting what is not are no errors (but for set elements, which nftables is strict about).
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -18,7 +18,8 @@ from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 
 
 class EdgeError(Exception):
-    """The outside world refused: `target` (charon, nftables, netlink, controller, store), `op`, `cause` in words."""
+    """The outside world refused: `target` (charon, nftables, netlink, controller, store, prober, identity, control,
+    metrics, kernel), `op`, and `cause` in words."""
 
     def __init__(self, target: str, op: str, cause: str) -> None:
         super().__init__(f"{target}: {op}: {cause}")
@@ -44,7 +45,7 @@ class TunnelPort(Protocol):
     async def apply(self, op: TunnelOp) -> None:
         """Do one operation; initiates return at once and are followed by events."""
 
-    def events(self) -> AsyncIterator[CharonEvent]:
+    def events(self) -> AsyncGenerator[CharonEvent, None]:
         """Ups and downs of our IKE_SAs and CHILD_SAs, for ever; raises `EdgeError` when charon goes away."""
 
 
@@ -60,8 +61,8 @@ class FirewallPort(Protocol):
     async def counters(self) -> dict[str, tuple[int, int]]:
         """(packets, bytes) by counter name: "SET ELEMENT" for set elements, "drop REASON" for counted drops."""
 
-    def changes(self) -> AsyncIterator[None]:
-        """Yields when somebody (we too) changed the ruleset."""
+    def changes(self) -> AsyncGenerator[None, None]:
+        """Yields once when subscribed, then whenever somebody (we too) changed our table."""
 
 
 class RoutePort(Protocol):
@@ -76,7 +77,7 @@ class RoutePort(Protocol):
     async def links(self) -> Links:
         """Interfaces, their addresses, carriers and default gateways."""
 
-    def changes(self) -> AsyncIterator[None]:
+    def changes(self) -> AsyncGenerator[None, None]:
         """Yields when links, addresses, routes or rules changed (anybody's)."""
 
 
@@ -101,7 +102,7 @@ class ControllerPort(Protocol):
 
 
 class StorePort(Protocol):
-    """What outlives a restart. Synchronous: small files, written, fsynced, renamed."""
+    """What outlives a restart. Synchronous: small files, written, fsynced, renamed. A damaged file raises at load."""
 
     def load_document(self) -> SignedDocument | None: ...
 

@@ -73,7 +73,7 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     ca: str = "/etc/cpe-agent/ca.pem"
     certificate: str | None = None
     key: str | None = None
-    vici_socket: str = "/run/cpe-agent/charon.vici"
+    vici_socket: str = "/run/cpe-charon/vici"
     backend: Literal["auto", "kernel", "userland"] = "auto"
     metrics: str | None = "127.0.0.1:9273"
     log: Literal["json", "console"] = "json"

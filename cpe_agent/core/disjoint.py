@@ -41,9 +41,12 @@ def disjoint(boxes: Iterable[Box]) -> tuple[Box, ...]:
     """Boxes without overlap that admit exactly what `boxes` admit. Wider boxes are kept whole, so edits stay small."""
     kept: list[Box] = []
     # Only boxes that touch in every axis are compared: among thousands of pairs few do.
-    groups = [sorted(set(boxes))]
-    for axis in range(4):
-        groups = [part for group in groups for part in _split(group, axis)]
+    groups, before = [sorted(set(boxes))], 0
+    # Parted in one axis, a group may fall apart in another where it held together before.
+    while len(groups) != before:
+        before = len(groups)
+        for axis in range(4):
+            groups = [part for group in groups for part in _split(group, axis)]
     for group in groups:
         done: list[Box] = []
         for box in sorted(group, key=lambda b: (_size(b), b), reverse=True):

@@ -99,7 +99,8 @@ def _choose(
     track = tracks.get(present)
     if track is None or track.state is State.DOWN:
         return best or present, f"path_down_{track.reason}" if track else "path_down", math.inf
-    if track.state is State.UP and not track.ready:
+    # Its ready address must have had its chances: after a restart it was not asked yet, and that moves nothing.
+    if track.state is State.UP and not track.ready and track.unready_rounds >= track.misses:
         return best or present, "peer_not_ready", math.inf
     return _failback(bundle, present, usable, tracks, failback_s, now)
 
@@ -115,6 +116,6 @@ def _failback(
         # A path that never fell has been good for ever; one that fell is trusted from when it came back.
         good_since = -math.inf if math.isinf(track.stable_since) else track.since
         if now >= good_since + failback_s:
-            return path, "failback", math.inf
+            return path, "failback", wake_at
         wake_at = min(wake_at, good_since + failback_s)
     return present, "", wake_at

@@ -81,8 +81,13 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
             continue
         start, path_ends = _dialled(connection, path, wanted, sas, carrying)
         ends += path_ends
+        # A child that was narrowed is no success: it is asked for again ever more rarely.
         live = {
-            child.name for sa in sas if sa.connection == connection.name for child in sa.children if child.installed
+            child.name
+            for sa in sas
+            if sa.connection == connection.name and sa.unique_id not in wanted.dead
+            for child in connection.children
+            if _installed(sa, child)
         }
         for key, attempt in attempts.items():
             if key[0] == connection.name and key[1] not in live:
@@ -98,7 +103,11 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
         waiting.append(remembered[key].not_before)
         starts.append((start.child == PROBE_CHILD, start))
     for sas in by_stem.values():
-        ends += [TerminateIke(sa.unique_id, force=True) for sa in sas]
+        ends += [
+            TerminateIke(sa.unique_id, force=True)
+            for sa in sas
+            if sa.unique_id in wanted.dead or not _needed(sa, wanted, carrying)
+        ]
     # Traffic first: a bundle waits for it. Ends last: never before.
     ops += [start for _, start in sorted(starts, key=lambda item: item[0])]
     ops += ends
@@ -162,7 +171,11 @@ def _installed(sa: IkeSa, config: Child) -> ChildSa | None:
 def _dialled(
     connection: Connection, path: Path, wanted: Tunnels, sas: list[IkeSa], carrying: set[str]
 ) -> tuple[Initiate | None, list[TunnelOp]]:
-    ends: list[TunnelOp] = [TerminateIke(sa.unique_id, force=True) for sa in sas if sa.unique_id in wanted.dead]
+    dead = [sa for sa in sas if sa.unique_id in wanted.dead]
+    ends: list[TunnelOp] = [TerminateIke(sa.unique_id, force=True) for sa in dead]
+    if any(sa.connection == connection.name for sa in dead):
+        # charon would start a child in the dead IKE_SA, or refuse it as a double: first that must be gone.
+        return None, ends
     alive = [sa for sa in sas if sa.unique_id not in wanted.dead]
     current = [sa for sa in alive if sa.connection == connection.name]
     established = [sa for sa in current if sa.established]
@@ -182,19 +195,24 @@ def _dialled(
         start = Initiate(connection.name, lacking[0])
     if not lacking:
         # The successor carries all it should: what came before it, with other settings or doubled, can go.
-        ends += [TerminateIke(sa.unique_id, force=False) for sa in alive if sa is not newest and not _setting_up(sa)]
+        ends += [
+            TerminateIke(sa.unique_id, force=False)
+            for sa in alive
+            if sa is not newest and sa.established and not _needed(sa, wanted, carrying)
+        ]
     ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carrying)
     return start, ends
 
 
-def _setting_up(sa: IkeSa) -> bool:
-    return not sa.established
+def _needed(sa: IkeSa, wanted: Tunnels, carrying: set[str]) -> bool:
+    """Does it hold the traffic of a bundle that is not yet carried where it belongs now?"""
+    homeless = {name for names in wanted.active.values() for name in names} - carrying
+    return any(child.installed and child.name in homeless for child in sa.children)
 
 
 def _surplus(
     connection: Connection, sa: IkeSa, belonging: set[str], wanted: Tunnels, carrying: set[str]
 ) -> list[TunnelOp]:
-    known = {name for names in wanted.active.values() for name in names}
     ends: list[TunnelOp] = []
     for child in sa.children:
         if not child.installed:
@@ -206,7 +224,8 @@ def _surplus(
             # A double, or one with yesterday's selectors, goes once the right one is there; at once if it goes too far.
             surplus = doubled or (best is None and not _covered(child, config))
         else:
-            surplus = child.name not in known or child.name in carrying
+            # A bundle that is not placed yet (the agent has just started) keeps its child: it will be adopted.
+            surplus = config is None or child.name in carrying
         if surplus:
             ends.append(TerminateChild(child.unique_id))
     return ends

@@ -89,9 +89,10 @@ def _without_conflicts(document: Document, found: list[ResolvedUplink]) -> tuple
     for index, uplink in enumerate(found):
         for address in uplink.addresses.values():
             for lan, subnet in lans:
-                if ipaddress.ip_address(address.address) in subnet:
+                link = ipaddress.ip_network(f"{address.address}/{address.prefix_length}", strict=False)
+                if link.version == subnet.version and link.overlaps(subnet):
                     bad.add(uplink.name)
-                    reason = f"its address {address.address} is inside LAN {lan} ({subnet})"
+                    reason = f"its network {link} overlaps LAN {lan} ({subnet})"
                     conditions.append(Condition("UplinkConflict", uplink.name, reason, Severity.DEGRADED))
             for other in found[:index]:
                 if any(address.address == own.address for own in other.addresses.values()):

@@ -21,6 +21,8 @@ SUITES = {
     "aes128gcm-ecp256": ("aes128gcm16-prfsha256-ecp256", "aes128gcm16-ecp256"),
 }
 METERED = "cellular"
+# As charon prints them, whichever way the document writes them.
+PROTOCOL_NAMES = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmpv6": "ipv6-icmp"}
 
 
 def connections(
@@ -44,13 +46,12 @@ def bundles(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Bund
     uplinks = tuple(uplinks)
     found = []
     for (peers, class_), pairs in grouped(document).items():
-        asked = document.classes.get(class_)
         paths = [
             Path(uplink.name, peer, endpoint.name)
             for peer in peers
             if document.peers[peer].dial
             for uplink in uplinks
-            if not (asked and asked.metered == "never" and uplink.kind == METERED)
+            if _may_use(document, class_, uplink)
             for endpoint in document.peers[peer].endpoints
         ]
         if any(document.peers[peer].dial for peer in peers):
@@ -87,6 +88,11 @@ def grouped(document: Document) -> dict[tuple[tuple[str, ...], str], list[Pair]]
     for pair in document.pairs:
         found.setdefault((pair.peers, pair.class_), []).append(pair)
     return found
+
+
+def _may_use(document: Document, class_: str, uplink: ResolvedUplink) -> bool:
+    asked = document.classes.get(class_)
+    return not (asked and asked.metered == "never" and uplink.kind == METERED)
 
 
 def bundle_name(peers: tuple[str, ...], class_: str) -> str:
@@ -129,10 +135,11 @@ def _tails(pair: Pair) -> list[tuple[str, str]]:
     """Selector suffixes (local, remote) of a pair: the port is the responder's."""
     if pair.protocol is None:
         return [("", "")]
-    plain = f"[{pair.protocol}]"
+    protocol = PROTOCOL_NAMES.get(pair.protocol, pair.protocol)
+    plain = f"[{protocol}]"
     if not pair.ports or pair.initiator == "either":
         return [(plain, plain)]
-    ports = [f"[{pair.protocol}/{ports}]" for ports in pair.ports]
+    ports = [f"[{protocol}/{ports}]" for ports in pair.ports]
     return [(plain, port) if pair.initiator == "local" else (port, plain) for port in ports]
 
 
@@ -161,7 +168,7 @@ def _dialled(
     traffic = [
         Child(f"{TRAFFIC_CHILD}-{bundle_name(peers, class_)}", *claims[bundle_name(peers, class_)])
         for peers, class_ in grouped(document)
-        if name in peers
+        if name in peers and _may_use(document, class_, uplink)
     ]
     ike_proposal, esp_proposal = SUITES[document.ipsec.suite]
     ike = Ike(

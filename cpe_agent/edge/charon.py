@@ -11,6 +11,8 @@ What charon does, as measured with 5.9.8, and what follows:
   Our charon trusts no authority but the document's.
 - `initiate` with timeout -1 says yes to a child that is there already, and does nothing. It says yes to what then
   fails, too. A set-up that nobody answers ends without any event: look again in time.
+- A termination that waits behind another exchange (DPD to a silent peer) changes no state, and asked for again it is
+  queued again: an IKE_SA with such a task is told as DELETING or as busy.
 - `terminate` and `unload-conn` refuse what is not there. Here that is no error.
 - A listing of 5,000 connections takes 0.5 s, their names 5 ms: contents are read when a name or our own loading gives a
   reason to, and every now and then for all that nobody tells us.
@@ -52,13 +54,13 @@ LIST_SINGLY = 8
 # An SA that could not be replaced in time (the hub was away) still carries traffic: grace before charon ends it.
 GRACE_MIN_S = 60
 
-# While one of these is under way in an IKE_SA, what is missing may be about to come. DPD, deletions and the like leave
-# an IKE_SA idle.
+# While one of these is under way in an IKE_SA, what is missing may be about to come, or what is there to go: there is
+# one exchange at a time, and a deletion that waits behind another shows nowhere else. DPD and the like leave it idle.
 _BUSY = frozenset(
     {
         "IKE_INIT", "IKE_NATD", "IKE_CERT_PRE", "IKE_AUTH", "IKE_CERT_POST", "IKE_CONFIG", "IKE_AUTH_LIFETIME",
         "IKE_ESTABLISH", "IKE_REKEY", "IKE_REAUTH", "IKE_REAUTH_COMPLETE", "IKE_VERIFY_PEER_CERT", "CHILD_CREATE",
-        "CHILD_REKEY",
+        "CHILD_REKEY", "CHILD_DELETE",
     }
 )  # fmt: skip
 _EVENTS = ("ike-updown", "child-updown", "ike-rekey", "child-rekey")
@@ -315,7 +317,8 @@ def _ike_sa(connection: str, sa: Reply) -> IkeSa:
     return IkeSa(
         connection=connection,
         unique_id=_number(sa, "uniqueid"),
-        state=text(sa, "state"),
+        # charon says so itself only once the message is out.
+        state="DELETING" if "IKE_DELETE" in tasks else text(sa, "state"),
         initiator=text(sa, "initiator") == "yes",
         remote_id=text(sa, "remote-id"),
         remote_host=text(sa, "remote-host"),

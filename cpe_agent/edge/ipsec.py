@@ -77,11 +77,12 @@ charon-systemd {{
     routing_table_prio = {priority}
     install_virtual_ip = no
 
-    # A dead peer is given up after 0.75 s x (1 + 1.5 + 2.25 + 3.4 + 5.1) = 9.9 s; the first repeat is due after 0.75 s,
-    # more than a loaded cellular link's round trip. Jitter only shortens: a hub's branches must not repeat in step.
-    retransmit_timeout = 0.75
-    retransmit_base = 1.5
-    retransmit_tries = 4
+    # Once a second, more than a loaded cellular link's round trip: a path that heals, or a hub that is back, is met by
+    # the next repeat, not after a pause that has grown to seconds. A dead peer is given up after 9 s.
+    # Jitter only shortens: a hub's branches must not repeat in step.
+    retransmit_timeout = 1.0
+    retransmit_base = 1.0
+    retransmit_tries = 8
     retransmit_jitter = 10
 
     # Carrier NATs forget a silent UDP flow after 30 s and more.

@@ -210,10 +210,11 @@ async def _respond(
         request = await _request(connection, stream)
         if request is None:
             return b""
+        if request.method != b"GET":
+            # Without words: an answer to HEAD must have no body.
+            return _response(connection, 405, b"", (b"allow", b"GET"))
         if request.target.partition(b"?")[0] != PAGE:
             return _response(connection, 404, b"The metrics are at /metrics.\n")
-        if request.method != b"GET":
-            return _response(connection, 405, b"Only GET.\n", (b"allow", b"GET"))
         return _response(connection, 200, exposition(await status()), (b"content-type", CONTENT_TYPE))
     except h11.RemoteProtocolError as error:
         return _response(connection, error.error_status_hint, b"That is no HTTP request.\n")
@@ -239,6 +240,5 @@ def _response(connection: h11.Connection, code: int, body: bytes, *headers: tupl
     if not any(name == b"content-type" for name, _ in headers):
         fields.append((b"content-type", b"text/plain; charset=utf-8"))
     head = connection.send(h11.Response(status_code=code, headers=fields))
-    # h11 itself leaves the body of an answer to HEAD out.
     sent = connection.send(h11.Data(data=body))
     return (head or b"") + (sent or b"") + (connection.send(h11.EndOfMessage()) or b"")

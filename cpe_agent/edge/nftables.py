@@ -16,7 +16,7 @@ import os
 import re
 import socket
 import struct
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Protocol, TypeVar, assert_never
 
@@ -84,7 +84,7 @@ class NftablesFirewall:
         """(packets, bytes) by "SET ELEMENT" and "drop REASON" (all rules of that reason); empty without a table."""
         return await self._in_thread(self._list, False, parse_counters) or {}
 
-    async def changes(self) -> AsyncIterator[None]:
+    async def changes(self) -> AsyncGenerator[None, None]:
         """Yields at once, when from now on no change is missed, then after each change to our table.
 
         Changes in quick succession come as one. Closing the iterator closes its socket.

@@ -146,24 +146,42 @@ class _Batch:
                 self._kernel.addr("del", **_address_request(text))
 
     def _add_rule(self, rule: Rule) -> None:
-        with _no_error(_THERE):
+        try:
             self._kernel.rule("add", **_rule_request(rule))
+        except NetlinkError as error:
+            if error.code != errno.EEXIST:
+                raise
+            if rule not in self._held_rules(rule.family):
+                self._add_rule_before_narrower(rule)
         if rule.family in self._rules:
             self._rules[rule.family].add(rule)
 
-    def _delete_rule(self, rule: Rule) -> None:
-        if rule.family not in self._rules:
-            self._rules[rule.family] = set(ourroutes.rules(self._kernel, rule.family))
-        held = self._rules[rule.family]
-        if rule not in held:
-            return
+    def _add_rule_before_narrower(self, rule: Rule) -> None:
+        """The kernel calls a rule without source "there" if one with a source is; in the other order it takes both."""
+        narrower = self._take_rules(rule)
+        self._kernel.rule("add", **_rule_request(rule))
+        for other in sorted(narrower):
+            self._add_rule(other)
+
+    def _take_rules(self, rule: Rule) -> set[Rule]:
+        """Delete all rules that a delete of `rule` may take, since the kernel does not let us choose. Returns them."""
+        held = self._held_rules(rule.family)
         taken = {other for other in held if _would_take(rule, other)}
         for _ in taken:
             with _no_error(_GONE):
                 self._kernel.rule("del", **_rule_request(rule))
         held -= taken
-        for other in sorted(taken - {rule}):
-            self._add_rule(other)
+        return taken
+
+    def _held_rules(self, version: int) -> set[Rule]:
+        if version not in self._rules:
+            self._rules[version] = set(ourroutes.rules(self._kernel, version))
+        return self._rules[version]
+
+    def _delete_rule(self, rule: Rule) -> None:
+        if rule in self._held_rules(rule.family):
+            for other in sorted(self._take_rules(rule) - {rule}):
+                self._add_rule(other)
 
     def _add_route(self, route: Route) -> None:
         known = self._tables.get(_table_of(route))

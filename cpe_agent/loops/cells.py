@@ -40,11 +40,13 @@ class TargetState(msgspec.Struct, frozen=True):
 
 
 class ControllerState(msgspec.Struct, frozen=True):
-    """When the controller was last heard (wall time), why not if not, and the last document refused."""
+    """When the controller was last heard (wall time), why not if not, the last document refused, and why
+    the last one accepted could not be stored."""
 
     last_contact: float | None = None
     error: str = ""
     rejected: str = ""
+    store_error: str = ""
 
 
 class Cells:

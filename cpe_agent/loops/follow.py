@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import msgspec
 import trio
@@ -25,8 +26,12 @@ from cpe_agent.ports import ControllerPort, EdgeError, SignedDocument, StorePort
 
 log = get_logger()
 
+T = TypeVar("T")
+
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
+# A controller may ask for patience, but not for ever.
+RETRY_AFTER_MAX_S = 600.0
 # A held stream that has lived this long was a good one: the next failure starts from the shortest wait.
 SETTLED_S = 30.0
 
@@ -45,16 +50,13 @@ class Follower:
         self._etag: str | None = None
         self._highest: tuple[int, int] | None = None
         self._clock_floor = 0.0
+        self._in_force = b""
 
     def load(self) -> None:
         """Put the last good document into force, if there is one and it still verifies."""
-        try:
-            self._highest = self._store.load_order()
-            self._clock_floor = self._store.load_clock_floor()
-            signed = self._store.load_document()
-        except EdgeError as error:
-            log.error("document_rejected", field="", reason=f"stored: {error.cause}")
-            return
+        self._highest = self._stored(self._store.load_order)
+        self._clock_floor = self._stored(self._store.load_clock_floor) or 0.0
+        signed = self._stored(self._store.load_document)
         if signed is None:
             return
         try:
@@ -65,6 +67,7 @@ class Follower:
             log.error("document_rejected", field=error.path, reason=f"stored: {error.reason}")
             return
         self._highest = max(self._highest or document.order, document.order)
+        self._in_force = signed.raw
         self._cells.document.set(document)
         log.info("document_loaded", epoch=document.epoch, version=document.version)
 
@@ -72,6 +75,7 @@ class Follower:
         """For ever."""
         failures = 0
         while True:
+            asked_to_wait_s = 0.0
             for local_address in self._local_addresses():
                 connected_at = trio.current_time()
                 try:
@@ -80,9 +84,12 @@ class Follower:
                     if trio.current_time() - connected_at > SETTLED_S:
                         failures = 0
                     self._failed(error)
+                    asked_to_wait_s = getattr(error, "retry_after_s", None) or 0.0
+                    if asked_to_wait_s:
+                        break
             failures += 1
-            wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10))
-            await trio.sleep(wait * random.uniform(0.5, 1.0))
+            wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+            await trio.sleep(max(wait, min(asked_to_wait_s, RETRY_AFTER_MAX_S)))
 
     async def _follow(self, local_address: str) -> None:
         """Fetch, then hold the stream of changes and fetch at each; returns only by `EdgeError`."""
@@ -108,8 +115,7 @@ class Follower:
         try:
             keys = obey.signing_keys(current, self._bootstrap_keys)
             obey.verify(signed.raw, signed.signature, signed.key_id, keys)
-            known = self._store.load_document()
-            if current is not None and known is not None and known.raw == signed.raw:
+            if current is not None and self._in_force == signed.raw:
                 self._report_rejected("")
                 return
             document = obey.obey(signed.raw, self._site, self._highest, current, self._clock())
@@ -122,15 +128,31 @@ class Follower:
         self._accept(signed, document)
 
     def _accept(self, signed: SignedDocument, document: Document) -> None:
-        # After a crash in between, the stored document's own order counts as well (see `load`).
-        self._store.save_document(signed)
-        self._store.save_order(document.order)
         self._clock_floor = max(self._clock_floor, document.issued_at.timestamp())
-        self._store.save_clock_floor(self._clock_floor)
         self._highest = document.order
+        self._in_force = signed.raw
+        try:
+            # After a crash in between, the stored document's own order counts as well (see `load`).
+            self._store.save_document(signed)
+            self._store.save_order(document.order)
+            self._store.save_clock_floor(self._clock_floor)
+        except EdgeError as error:
+            # A full disk is no reason to leave a removed pair open: obey now, and say that a restart would forget it.
+            log.error("store_failed", op=error.op, cause=error.cause)
+            self._update(store_error=error.cause)
+        else:
+            self._update(store_error="")
         self._cells.document.set(document)
         self._report_rejected("")
         log.info("document_accepted", epoch=document.epoch, version=document.version)
+
+    def _stored(self, load: Callable[[], T]) -> T | None:
+        """What `load` finds; a damaged file is as good as none, and is written anew by the next save."""
+        try:
+            return load()
+        except EdgeError as error:
+            log.error("store_failed", op=error.op, cause=error.cause)
+            return None
 
     def _clock(self) -> Clock:
         now = time.time()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import aclosing
+
 import trio
 
 from cpe_agent.log import get_logger
@@ -19,12 +21,13 @@ async def watch_links(cells: Cells, port: RoutePort, bell: Bell) -> None:
     """For ever: one look at the links per burst of events."""
     while True:
         try:
-            async for _ in port.changes():
-                links = await port.links()
-                before = cells.links.value or Links()
-                if cells.links.set(links):
-                    _say_what_changed(before, links)
-                bell.ring("routes")
+            async with aclosing(port.changes()) as changes:
+                async for _ in changes:
+                    links = await port.links()
+                    before = cells.links.value or Links()
+                    if cells.links.set(links):
+                        _say_what_changed(before, links)
+                    bell.ring("routes")
         except EdgeError as error:
             log.warning("target_failed", target="netlink", op=error.op, cause=error.cause)
         await trio.sleep(RETRY_S)

@@ -122,7 +122,7 @@ class Probing:
         while True:
             for reply in await self._port.replies():
                 found = self._by_target.get((reply.source, reply.target))
-                if found is None or reply.rtt_s is None or found[0] not in self.tracks:
+                if found is None or found[0] not in self.tracks:
                     continue
                 path, from_ready = found
                 track = self.tracks[path]

@@ -12,6 +12,7 @@ import math
 import random
 import time
 from collections.abc import Sequence
+from contextlib import aclosing
 
 import msgspec
 import trio
@@ -233,8 +234,9 @@ class Reconciler:
     async def _watch_firewall(self) -> None:
         while True:
             try:
-                async for _ in self._firewall.changes():
-                    self.bell.ring(RULES)
+                async with aclosing(self._firewall.changes()) as changes:
+                    async for _ in changes:
+                        self.bell.ring(RULES)
             except EdgeError as error:
                 self._rules_target.failed(error)
             await trio.sleep(RETRY_FIRST_S)
@@ -249,8 +251,9 @@ class Reconciler:
                     log.info("charon_connected")
                     lost = False
                     self._tunnels_bell.ring(TUNNELS)
-                async for _ in self._tunnels.events():
-                    self._tunnels_bell.ring(TUNNELS)
+                async with aclosing(self._tunnels.events()) as events:
+                    async for _ in events:
+                        self._tunnels_bell.ring(TUNNELS)
             except EdgeError as error:
                 if not lost:
                     log.error("charon_lost", cause=error.cause)

@@ -69,6 +69,7 @@ class Reporter:
             now=time.time(),
             document_epoch=document.epoch if document else None,
             document_version=document.version if document else None,
+            document_issued=document.issued_at.timestamp() if document else None,
             document_expires=document.expires_at.timestamp() if document else None,
             controller_last_contact=cells.controller.value.last_contact,
             uplinks=_uplinks(document, cells.links.value or Links()),
@@ -95,7 +96,8 @@ class Reporter:
             active=cells.active.value,
             now=time.time(),
             obstacles=plan.conditions if plan else (),
-            target_errors={name: state.error for name, state in cells.targets.value.items()},
+            target_errors={name: state.error for name, state in cells.targets.value.items()}
+            | {"store": cells.controller.value.store_error},
             controller_error=cells.controller.value.error,
             rejected=cells.controller.value.rejected,
         )

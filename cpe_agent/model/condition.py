@@ -97,6 +97,7 @@ class Status(msgspec.Struct, frozen=True):
     now: float
     document_epoch: int | None
     document_version: int | None
+    document_issued: float | None
     document_expires: float | None
     controller_last_contact: float | None
     uplinks: tuple[UplinkReport, ...]

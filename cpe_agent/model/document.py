@@ -26,7 +26,7 @@ KEY_ID_HEADER = "Cpe-Key-Id"
 NAME = re.compile(r"[a-z0-9](?:[a-z0-9-]{0,38}[a-z0-9])?\Z")
 # As the kernel has it: at most 15 bytes, no slash and no white space; and nothing that nft would have to quote.
 INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}\Z")
-PORTS = re.compile(r"(\d{1,5})(?:-(\d{1,5}))?\Z")
+PORTS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?\Z")
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 
 Network = ipaddress.IPv4Network | ipaddress.IPv6Network
@@ -247,6 +247,8 @@ def check(document: Document) -> None:
         raise DocumentError("endpoints", "a hub needs at least one")
     for name, peer in document.peers.items():
         _check_peer(name, peer)
+    for name in document.classes:
+        _name(f"classes.{name}", name)
     _check_pairs(document)
     _check_numbers(document)
     for field in ("metrics_from", "ssh_from", "routing_from"):
@@ -257,9 +259,13 @@ def check(document: Document) -> None:
 def parse_network(path: str, text: str) -> Network:
     """`text` as a network, exact (no host bits). Raises `DocumentError` at `path`."""
     try:
-        return ipaddress.ip_network(text)
+        network = ipaddress.ip_network(text)
     except ValueError as error:
         raise DocumentError(path, f"{text!r} is no network: {error}") from None
+    # The kernel and charon give it back in one form only, and what differs from the wanted would be set right for ever.
+    if str(network) != text or "%" in text:
+        raise DocumentError(path, f"{text!r} is no network as it is written here: {network}")
+    return network
 
 
 def _named(message: str) -> DocumentError:
@@ -281,9 +287,12 @@ def _interface(path: str, text: str | None) -> None:
 
 def _address(path: str, text: str) -> Address:
     try:
-        return ipaddress.ip_address(text)
+        address = ipaddress.ip_address(text)
     except ValueError as error:
         raise DocumentError(path, f"{text!r} is no IP address: {error}") from None
+    if str(address) != text or "%" in text:
+        raise DocumentError(path, f"{text!r} is no IP address as it is written here: {address}")
+    return address
 
 
 def _unique(path: str, names: list[str]) -> None:
@@ -413,7 +422,7 @@ def protocol_number(path: str, text: str) -> int:
     """tcp, udp, icmp, icmpv6 or "0".."255" to its IP protocol number."""
     if text in PROTOCOLS:
         return PROTOCOLS[text]
-    if text.isascii() and text.isdigit() and int(text) <= 255:
+    if text.isascii() and text.isdigit() and len(text) <= 3 and int(text) <= 255:
         return int(text)
     raise DocumentError(path, f"{text!r} is no protocol: use {', '.join(PROTOCOLS)} or a number from 0 to 255")
 
@@ -423,7 +432,7 @@ def port_range(path: str, text: str) -> tuple[int, int]:
     match = PORTS.match(text)
     if match:
         first, last = int(match[1]), int(match[2] or match[1])
-        if 1 <= first <= last <= 65535:
+        if first <= last <= 65535 and match[2] != match[1]:
             return first, last
     raise DocumentError(path, f"{text!r} is no port: write 443 or 8000-8010, from 1 to 65535")
 

@@ -100,9 +100,9 @@ class CharonEvent(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct, frozen=True):
-    """An echo reply, or (rtt_s None) a probe that could not even be sent. `sent_at`, rtt in seconds, trio's clock."""
+    """An echo reply to a probe of ours, and how long it took."""
 
     target: str  # the address that was asked
     source: str
     sequence: int
-    rtt_s: float | None
+    rtt_s: float

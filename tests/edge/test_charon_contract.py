@@ -1,127 +1,49 @@
-"""What every `TunnelPort` keeps to: the fake, and two real charons (hub and branch) in two network namespaces.
-
-core.tunnels decides, as in the product: read, step, apply until nothing is left to do, woken by events.
-"""
+"""What every `TunnelPort` keeps to: the fake, and two real charons (hub and branch) in two network namespaces."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, closing
-from dataclasses import dataclass, field
-from pathlib import Path as FilePath
-from typing import Protocol
+from collections.abc import AsyncIterator, Iterator
 
 import msgspec
 import pytest
 import trio
 
-from cpe_agent.core.tunnels import Attempts, step
-from cpe_agent.edge.charon import CharonTunnels, canonical_selector, connection_message
-from cpe_agent.edge.vici import open_vici
-from cpe_agent.loops.bell import Bell
-from cpe_agent.model.dataplane import Backend, Child, Connection, Ike, Path, Tunnels
-from cpe_agent.model.observed import Charon, CharonEvent, EventKind
+from cpe_agent.core.tunnels import step
+from cpe_agent.model.dataplane import Child, Tunnels
+from cpe_agent.model.observed import Charon, EventKind
 from cpe_agent.model.ops import (
     Initiate,
     LoadConnection,
     LoadCredentials,
     TerminateChild,
     TerminateIke,
-    TunnelOp,
     UnloadConnection,
 )
-from cpe_agent.ports import EdgeError, TunnelPort
+from cpe_agent.ports import EdgeError
 from tests.edge.charon_bed import (
     BRANCH_ID,
     BRANCH_LAN,
-    CELLULAR_ADDRESS,
-    CELLULAR_PATH_ADDRESS,
     HUB_ADDRESS,
     HUB_ID,
     HUB_LANS,
-    NO_CHARON,
-    PROBE_ADDRESS,
-    READY_ADDRESS,
-    WIRED_ADDRESS,
-    WIRED_PATH_ADDRESS,
-    Authority,
     Bed,
-    authority,
     bed,
 )
-from tests.fakes.charon import Answer, FakeCharon
-
-IKE_PROPOSAL, ESP_PROPOSAL = "aes256gcm16-prfsha384-ecp256", "aes256gcm16-ecp256"
-TRAFFIC = "traffic-centre+cloud/voice"
-WIRED, CELLULAR = Path("wired", "centre", "wan"), Path("cellular", "centre", "wan")
-# How long anything here may take: a set-up is 10 ms, on a busy machine many times that.
-BOUND_S = 15.0
-
-needs_charon = pytest.mark.skipif(NO_CHARON, reason="needs root, charon-systemd and /dev/net/tun")
-
-
-class Port(TunnelPort, Protocol):
-    """With a subscription that is known to have begun."""
-
-    def subscription(self) -> AbstractAsyncContextManager[AsyncIterator[CharonEvent]]: ...
-
-
-class Ends(Protocol):
-    """Both ends of two paths, whoever plays them."""
-
-    @property
-    def hub(self) -> Port: ...
-    @property
-    def branch(self) -> Port: ...
-    def kill_branch(self) -> None: ...
-    def start_branch(self) -> None: ...
-    def blackhole(self, path: Path) -> None: ...
-
-
-class FakeEnds:
-    def __init__(self) -> None:
-        self.hub = FakeCharon()
-        self.branch = FakeCharon(self.hub)
-
-    def kill_branch(self) -> None:
-        self.branch.kill()
-
-    def start_branch(self) -> None:
-        self.branch.start()
-
-    def blackhole(self, path: Path) -> None:
-        self.branch.answers[str(path)] = Answer.SILENT
-
-
-class RealEnds:
-    """Both charons start empty."""
-
-    def __init__(self, bed: Bed) -> None:
-        self._bed = bed
-        for host in (bed.hub, bed.branch):
-            host.kill_charon()
-            host.start_charon()
-        bed.heal()
-        self.hub = tunnels(bed.hub.vici, HUB_ID)
-        self.branch = tunnels(bed.branch.vici, BRANCH_ID)
-
-    def close(self) -> None:
-        self.hub.close()
-        self.branch.close()
-
-    def kill_branch(self) -> None:
-        self._bed.branch.kill_charon()
-
-    def start_branch(self) -> None:
-        self._bed.branch.start_charon()
-
-    def blackhole(self, path: Path) -> None:
-        self._bed.blackhole(path.uplink)
-
-
-def tunnels(vici: FilePath, identity: str, *, trusted: bytes | None = None) -> CharonTunnels:
-    issued = authority().issue(identity)
-    return CharonTunnels(vici, issued.certificate_pem, issued.key_pem, trusted or authority().pem, Backend.USERLAND)
+from tests.edge.charon_ends import (
+    BOUND_S,
+    CELLULAR,
+    NEEDS_CHARON,
+    TRAFFIC,
+    WIRED,
+    Ends,
+    FakeEnds,
+    RealEnds,
+    both_up,
+    branch_wants,
+    hub_wants,
+    installed,
+    settle,
+)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +52,7 @@ def real_bed() -> Iterator[Bed]:
         yield both
 
 
-@pytest.fixture(params=["fake", pytest.param("real", marks=needs_charon)])
+@pytest.fixture(params=["fake", pytest.param("real", marks=NEEDS_CHARON)])
 async def ends(request: pytest.FixtureRequest) -> AsyncIterator[Ends]:
     if request.param == "fake":
         yield FakeEnds()
@@ -138,86 +60,6 @@ async def ends(request: pytest.FixtureRequest) -> AsyncIterator[Ends]:
     real = RealEnds(request.getfixturevalue("real_bed"))
     yield real
     real.close()
-
-
-@pytest.fixture
-async def real(real_bed: Bed) -> AsyncIterator[RealEnds]:
-    real = RealEnds(real_bed)
-    yield real
-    real.close()
-
-
-def hub_wants(lans: tuple[str, ...] = HUB_LANS) -> Tunnels:
-    ike = Ike((), (), 0, HUB_ID, BRANCH_ID, IKE_PROPOSAL, ESP_PROPOSAL, dpd_s=10, rekey_s=0, reauth_s=0)
-    own = (f"{PROBE_ADDRESS}/32", f"{READY_ADDRESS}/32")
-    probe = Child("probe", own, (f"{WIRED_PATH_ADDRESS}/32", f"{CELLULAR_PATH_ADDRESS}/32"))
-    return Tunnels((Connection("hospital-1", ike, (probe, Child("traffic", lans, (BRANCH_LAN,), True))),))
-
-
-def branch_wants(*paths: Path, active: Path = WIRED, dpd_s: int = 10, lans: tuple[str, ...] = HUB_LANS) -> Tunnels:
-    connections = []
-    for path in paths or (WIRED, CELLULAR):
-        here = WIRED_ADDRESS if path == WIRED else CELLULAR_ADDRESS
-        inner = WIRED_PATH_ADDRESS if path == WIRED else CELLULAR_PATH_ADDRESS
-        ike = Ike((here,), (HUB_ADDRESS,), 4500, BRANCH_ID, HUB_ID, IKE_PROPOSAL, ESP_PROPOSAL, dpd_s, 14400, 86400)
-        probe = Child("probe", (f"{inner}/32",), (f"{PROBE_ADDRESS}/32", f"{READY_ADDRESS}/32"))
-        connections.append(Connection(str(path), ike, (probe, Child(TRAFFIC, (BRANCH_LAN,), lans))))
-    return Tunnels(tuple(connections), {active: frozenset({TRAFFIC})})
-
-
-@dataclass
-class Run:
-    """What was done, and what charon held at each look."""
-
-    ops: list[TunnelOp] = field(default_factory=list)
-    looks: list[Charon] = field(default_factory=list)
-
-    @property
-    def last(self) -> Charon:
-        return self.looks[-1]
-
-
-async def settle(port: Port, wanted: Tunnels, done: Callable[[Charon], bool] = lambda _: True) -> Run:
-    """Read, step, apply until there is nothing to do, nothing under way, and `done`."""
-    run = Run()
-    attempts: Attempts = {}
-    bell = Bell()
-
-    async def listen(events: AsyncIterator[CharonEvent]) -> None:
-        async for event in events:
-            bell.ring(event.connection)
-
-    with trio.fail_after(BOUND_S):
-        async with port.subscription() as events, trio.open_nursery() as nursery:
-            nursery.start_soon(listen, events)
-            while True:
-                observed = await port.read()
-                run.looks.append(observed)
-                decided = step(wanted, observed, attempts, trio.current_time())
-                attempts = decided.attempts
-                for op in decided.ops:
-                    await port.apply(op)
-                    run.ops.append(op)
-                idle = all(sa.established and not sa.busy for sa in observed.ike_sas)
-                if not decided.ops and idle and decided.wake_at is None and done(observed):
-                    nursery.cancel_scope.cancel()
-                    return run
-                await bell.wait(trio.current_time() + 0.1)
-
-
-async def both_up(ends: Ends, *paths: Path, active: Path = WIRED) -> Run:
-    await settle(ends.hub, hub_wants())
-    return await settle(ends.branch, branch_wants(*paths, active=active))
-
-
-def installed(charon: Charon) -> list[tuple[str, str]]:
-    """(path or peer, child), sorted."""
-    return sorted(
-        (sa.connection.removeprefix("cpe-").rpartition("-")[0], child.name)
-        for sa in charon.ike_sas
-        for child in sa.children
-        if child.installed
-    )
 
 
 async def test_a_branch_with_one_path_comes_up_and_stays(ends: Ends) -> None:
@@ -391,89 +233,16 @@ async def test_a_child_of_some_ports_is_installed_as_wanted(ends: Ends) -> None:
     assert (await settle(ends.hub, hub_wants())).ops == []
 
 
-def test_services_become_numbers() -> None:
-    assert canonical_selector("10.1.0.0/24[tcp/https]") == "10.1.0.0/24[tcp/443]"
-    assert canonical_selector("10.1.0.0/24[udp/domain]") == "10.1.0.0/24[udp/53]"
-    assert canonical_selector("10.1.0.0/24[udp/OPAQUE]") == "10.1.0.0/24[udp/OPAQUE]"
-    for plain in ("10.1.0.0/24", "10.1.0.0/24[tcp]", "10.1.0.0/24[tcp/1-9]", "10.1.0.0/24[icmp/8]", "fd00::/64"):
-        assert canonical_selector(plain) == plain
-
-
-async def test_credentials_that_cannot_be_read_are_refused() -> None:
-    with pytest.raises(EdgeError, match="our certificate"):
-        CharonTunnels(FilePath("/nonexistent"), b"nonsense", b"", authority().pem, Backend.USERLAND)
-
-
-@needs_charon
-async def test_only_our_connections_are_seen(real_bed: Bed, real: RealEnds) -> None:
-    async with open_vici(real_bed.branch.vici) as vici:
-        await vici.request("load-conn", {"other": {"version": 2, "remote_addrs": [HUB_ADDRESS]}})
-    first = branch_wants(WIRED).connections[0]
-    connections = [msgspec.structs.replace(first, stem=f"many-{number}") for number in range(12)]
-    for connection in connections:
-        await real.branch.apply(LoadConnection(connection))
-    assert set((await real.branch.read()).connections) == {connection.name for connection in connections}
-
-
-@needs_charon
-async def test_charon_knows_the_marks_of_the_kernel_backend(real_bed: Bed, real: RealEnds) -> None:
-    (connection,) = hub_wants().connections
-    assert any(child.unique_marks for child in connection.children)
-    marked = connection_message(connection, Backend.KERNEL)
-    assert "%unique" in str(marked) and "%unique" not in str(connection_message(connection, Backend.USERLAND))
-    async with open_vici(real_bed.hub.vici) as vici:
-        await vici.request("load-conn", {connection.name: marked})
-    assert set((await real.hub.read()).connections) == {connection.name}
-
-
-@needs_charon
-async def test_new_credentials_replace_old_ones(real_bed: Bed, real: RealEnds) -> None:
-    await real.branch.apply(LoadCredentials())
-    assert (await real.branch.read()).credentials_loaded
-    other = Authority.make("another")
-    # A renewed certificate; one authority more; the old authority no longer.
-    for trusted in (authority().pem, authority().pem + other.pem, other.pem):
-        with closing(tunnels(real_bed.branch.vici, BRANCH_ID, trusted=trusted)) as renewed:
-            assert not (await renewed.read()).credentials_loaded
-            await renewed.apply(LoadCredentials())
-            assert (await renewed.read()).credentials_loaded
-
-
-@needs_charon
-async def test_a_peer_of_another_authority_is_refused(real_bed: Bed, real: RealEnds) -> None:
-    await settle(real.hub, hub_wants())
-    stranger = Authority.make("overlay")
-    issued = stranger.issue(BRANCH_ID)
-    both = authority().pem + stranger.pem
-    connection = branch_wants(WIRED).connections[0]
-    with closing(
-        CharonTunnels(real_bed.branch.vici, issued.certificate_pem, issued.key_pem, both, Backend.USERLAND)
-    ) as port:
-        for op in (LoadCredentials(), LoadConnection(connection)):
-            await port.apply(op)
-        async with port.subscription() as events:
-            await port.apply(Initiate(connection.name, "probe"))
-            with trio.fail_after(BOUND_S):
-                assert (await anext(events)).kind is EventKind.IKE_DOWN
-        assert (await port.read()).ike_sas == ()
-    assert (await real.hub.read()).ike_sas == ()
-
-
-@needs_charon
-async def test_the_dialler_replaces_an_old_ike_sa_without_a_gap(real: RealEnds) -> None:
-    await settle(real.hub, hub_wants())
-    young = branch_wants(WIRED).connections[0]
-    young = msgspec.structs.replace(young, ike=msgspec.structs.replace(young.ike, reauth_s=2))
-    wanted = Tunnels((young,), {WIRED: frozenset({TRAFFIC})})
-    run = await settle(real.branch, wanted)
-    (old,) = run.last.ike_sas
-    ups: set[str] = set()
-    async with real.branch.subscription() as events:
-        with trio.fail_after(BOUND_S):
-            while True:
-                event = await anext(events)
-                if event.unique_id == old.unique_id:
-                    break
-                if event.kind is EventKind.CHILD_UP:
-                    ups.add(event.child)
-    assert (event.kind, ups) == (EventKind.IKE_DOWN, {"probe", TRAFFIC})
+async def test_an_end_that_waits_for_its_answer_shows(ends: Ends) -> None:
+    run = await both_up(ends, WIRED)
+    (sa,) = run.last.ike_sas
+    ends.blackhole(WIRED)
+    await ends.branch.apply(TerminateChild(sa.children[0].unique_id))
+    (waiting,) = (await ends.branch.read()).ike_sas
+    assert (waiting.state, waiting.busy) == ("ESTABLISHED", True)
+    # It queues behind the first, and charon's own word for the IKE_SA is still ESTABLISHED.
+    await ends.branch.apply(TerminateIke(sa.unique_id, force=False))
+    (ending,) = (await ends.branch.read()).ike_sas
+    assert (ending.state, ending.established) == ("DELETING", False)
+    await ends.branch.apply(TerminateIke(sa.unique_id, force=True))
+    assert (await ends.branch.read()).ike_sas == ()

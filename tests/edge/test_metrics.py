@@ -160,6 +160,10 @@ class TestServer:
             (get("/metrics/"), 404),
             (get("/status"), 404),
             (get("/metrics", "HEAD"), 405),
+            (get("/", "HEAD"), 405),
+            (get("127.0.0.1:22", "CONNECT"), 405),
+            (b"POST /metrics HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n", 405),
+            (b"GET /metrics HTTP/1.1\r\nHost: x\r\nConnection: upgrade\r\nUpgrade: websocket\r\n\r\n", 200),
             (get("/metrics", "DELETE"), 405),
             (b"GET /metrics HTTP/1.1\r\n\r\n", 400),
             (b"\x16\x03\x01\x02\x00 TLS\r\n\r\n", 400),
@@ -195,6 +199,9 @@ class TestServer:
             silent = [await trio.open_tcp_stream("127.0.0.1", port) for _ in range(CONNECTIONS_MAX)]
             for stream in silent:
                 await stream.send_all(b"GET /met")
+            await trio.testing.wait_all_tasks_blocked()
+            async with await trio.open_tcp_stream("127.0.0.1", port) as refused:
+                assert (await refused.receive_some()).startswith(b"HTTP/1.1 503 ")
             for stream in silent:
                 assert await stream.receive_some() == b""
                 await stream.aclose()

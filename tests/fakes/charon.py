@@ -53,6 +53,7 @@ class _Sa:
     spi: int
     initiator: bool
     established: bool = False
+    ending: bool = False
     waiting_since: float | None = None  # for a peer that is silent
     children: dict[int, ChildSa] = field(default_factory=dict)
     configs: dict[int, Child] = field(default_factory=dict)  # what each child was initiated with
@@ -87,6 +88,10 @@ class FakeCharon:
     def drop(self, unique_id: int) -> None:
         """The peer ends an IKE_SA."""
         self._remove(unique_id)
+
+    def ike_sas(self) -> tuple[IkeSa, ...]:
+        """What it holds now, for a test that looks on."""
+        return tuple(self._ike_sa(sa) for sa in self._sas.values())
 
     def count_bytes(self, unique_id: int, bytes_in: int, bytes_out: int) -> None:
         """Let a CHILD_SA have carried so much."""
@@ -230,6 +235,7 @@ class FakeCharon:
             return
         silent = self._silent(sa)
         if silent and not force:
+            sa.ending = True
             sa.waiting_since = trio.current_time() if sa.waiting_since is None else sa.waiting_since
             return
         self._remove(unique_id)
@@ -289,16 +295,14 @@ class FakeCharon:
 
     def _ike_sa(self, sa: _Sa) -> IkeSa:
         ike = sa.connection.ike
-        # Waiting for the answer to a deletion is not a set-up.
-        deleting = any(child.state == "DELETING" for child in sa.children.values())
         return IkeSa(
             connection=sa.connection.name,
             unique_id=sa.unique_id,
-            state="ESTABLISHED" if sa.established else "CONNECTING",
+            state="DELETING" if sa.ending else "ESTABLISHED" if sa.established else "CONNECTING",
             initiator=sa.initiator,
             remote_id=ike.remote_id,
             remote_host=ike.remote_addrs[0] if ike.remote_addrs else "",
-            busy=sa.waiting_since is not None and not deleting,
+            busy=sa.waiting_since is not None,
             children=tuple(sa.children.values()),
         )
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from itertools import pairwise
 
 import msgspec
@@ -63,7 +63,7 @@ class FirewallFake:
         names += [f"drop {found[1]}" for found in reasons if found]
         return {name: self.counts.get(name, (0, 0)) for name in names}
 
-    async def changes(self) -> AsyncIterator[None]:
+    async def changes(self) -> AsyncGenerator[None, None]:
         seen = self._generation
         yield
         while True:

@@ -1,0 +1,1 @@
+"""Decisions, by tables and properties."""

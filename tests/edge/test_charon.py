@@ -1,0 +1,142 @@
+"""What only the real charon has: its words, its certificates, other people's connections, its own timers."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path as FilePath
+
+import msgspec
+import pytest
+import trio
+
+from cpe_agent.edge.charon import CharonTunnels, canonical_selector, connection_message
+from cpe_agent.edge.vici import open_vici
+from cpe_agent.model.dataplane import Backend, Tunnels
+from cpe_agent.model.observed import EventKind
+from cpe_agent.model.ops import (
+    Initiate,
+    LoadConnection,
+    LoadCredentials,
+)
+from cpe_agent.ports import EdgeError
+from tests.edge.charon_bed import (
+    BRANCH_ID,
+    HUB_ADDRESS,
+    Authority,
+    Bed,
+    authority,
+    bed,
+)
+from tests.edge.charon_ends import (
+    BOUND_S,
+    NEEDS_CHARON,
+    TRAFFIC,
+    WIRED,
+    RealEnds,
+    branch_wants,
+    hub_wants,
+    settle,
+    tunnels,
+)
+
+
+@pytest.fixture(scope="module")
+def real_bed() -> Iterator[Bed]:
+    with bed() as both:
+        yield both
+
+
+@pytest.fixture
+async def real(real_bed: Bed) -> AsyncIterator[RealEnds]:
+    real = RealEnds(real_bed)
+    yield real
+    real.close()
+
+
+def test_services_become_numbers() -> None:
+    assert canonical_selector("10.1.0.0/24[tcp/https]") == "10.1.0.0/24[tcp/443]"
+    assert canonical_selector("10.1.0.0/24[udp/domain]") == "10.1.0.0/24[udp/53]"
+    assert canonical_selector("10.1.0.0/24[udp/OPAQUE]") == "10.1.0.0/24[udp/OPAQUE]"
+    for plain in ("10.1.0.0/24", "10.1.0.0/24[tcp]", "10.1.0.0/24[tcp/1-9]", "10.1.0.0/24[icmp/8]", "fd00::/64"):
+        assert canonical_selector(plain) == plain
+
+
+async def test_credentials_that_cannot_be_read_are_refused() -> None:
+    with pytest.raises(EdgeError, match="our certificate"):
+        CharonTunnels(FilePath("/nonexistent"), b"nonsense", b"", authority().pem, Backend.USERLAND)
+
+
+@NEEDS_CHARON
+async def test_only_our_connections_are_seen(real_bed: Bed, real: RealEnds) -> None:
+    async with open_vici(real_bed.branch.vici) as vici:
+        await vici.request("load-conn", {"other": {"version": 2, "remote_addrs": [HUB_ADDRESS]}})
+    first = branch_wants(WIRED).connections[0]
+    connections = [msgspec.structs.replace(first, stem=f"many-{number}") for number in range(12)]
+    for connection in connections:
+        await real.branch.apply(LoadConnection(connection))
+    assert set((await real.branch.read()).connections) == {connection.name for connection in connections}
+
+
+@NEEDS_CHARON
+async def test_charon_knows_the_marks_of_the_kernel_backend(real_bed: Bed, real: RealEnds) -> None:
+    (connection,) = hub_wants().connections
+    assert any(child.unique_marks for child in connection.children)
+    marked = connection_message(connection, Backend.KERNEL)
+    assert "%unique" in str(marked) and "%unique" not in str(connection_message(connection, Backend.USERLAND))
+    async with open_vici(real_bed.hub.vici) as vici:
+        await vici.request("load-conn", {connection.name: marked})
+    assert set((await real.hub.read()).connections) == {connection.name}
+
+
+@NEEDS_CHARON
+async def test_new_credentials_replace_old_ones(real_bed: Bed, real: RealEnds) -> None:
+    await real.branch.apply(LoadCredentials())
+    assert (await real.branch.read()).credentials_loaded
+    other = Authority.make("another")
+    # A renewed certificate; one authority more; the old authority no longer.
+    for trusted in (authority().pem, authority().pem + other.pem, other.pem):
+        with closing(tunnels(real_bed.branch.vici, BRANCH_ID, trusted=trusted)) as renewed:
+            assert not (await renewed.read()).credentials_loaded
+            await renewed.apply(LoadCredentials())
+            assert (await renewed.read()).credentials_loaded
+
+
+@NEEDS_CHARON
+async def test_a_peer_of_another_authority_is_refused(real_bed: Bed, real: RealEnds) -> None:
+    await settle(real.hub, hub_wants())
+    stranger = Authority.make("overlay")
+    issued = stranger.issue(BRANCH_ID)
+    both = authority().pem + stranger.pem
+    connection = branch_wants(WIRED).connections[0]
+    with closing(
+        CharonTunnels(real_bed.branch.vici, issued.certificate_pem, issued.key_pem, both, Backend.USERLAND)
+    ) as port:
+        for op in (LoadCredentials(), LoadConnection(connection)):
+            await port.apply(op)
+        async with port.subscription() as events:
+            await port.apply(Initiate(connection.name, "probe"))
+            with trio.fail_after(BOUND_S):
+                assert (await anext(events)).kind is EventKind.IKE_DOWN
+        assert (await port.read()).ike_sas == ()
+    assert (await real.hub.read()).ike_sas == ()
+
+
+@NEEDS_CHARON
+async def test_the_dialler_replaces_an_old_ike_sa_without_a_gap(real: RealEnds) -> None:
+    await settle(real.hub, hub_wants())
+    young = branch_wants(WIRED).connections[0]
+    young = msgspec.structs.replace(young, ike=msgspec.structs.replace(young.ike, reauth_s=2))
+    wanted = Tunnels((young,), {WIRED: frozenset({TRAFFIC})})
+    run = await settle(real.branch, wanted)
+    (old,) = run.last.ike_sas
+    ups: set[str] = set()
+    async with real.branch.subscription() as events:
+        with trio.fail_after(BOUND_S):
+            while True:
+                event = await anext(events)
+                if event.unique_id == old.unique_id:
+                    break
+                if event.kind is EventKind.CHILD_UP:
+                    ups.add(event.child)
+    assert (event.kind, ups) == (EventKind.IKE_DOWN, {"probe", TRAFFIC})

@@ -1,0 +1,193 @@
+"""A simulated router in its world: the fakes, the internet between site and hubs, and agents that come and go.
+
+What the kernel and charon hold stays when an agent ends; the next one finds it, as after a restart. Everything that is
+done to charon, nftables and netlink, and everything that is logged, is told in `World.story`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+
+import structlog
+import trio
+
+from cpe_agent.core.compile import Site
+from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.follow import Follower
+from cpe_agent.loops.links import watch_links
+from cpe_agent.loops.planning import keep_plan
+from cpe_agent.loops.probing import Probing
+from cpe_agent.loops.reconcile import Reconciler
+from cpe_agent.loops.report import Reporter
+from cpe_agent.loops.steering import steer_bundles
+from cpe_agent.model.condition import Status
+from cpe_agent.model.dataplane import Backend, Routes, Ruleset, stem_of
+from cpe_agent.model.document import Document
+from cpe_agent.model.observed import IkeSa, Link, LinkAddress
+from cpe_agent.model.ops import FirewallOp, TunnelOp
+from tests.fakes.charon import Answer, FakeCharon
+from tests.fakes.controller import FakeController
+from tests.fakes.firewall import FirewallFake
+from tests.fakes.prober import FakeProber
+from tests.fakes.routes import FakeRoutes
+from tests.fakes.store import FakeStore
+from tests.loops.documents import CENTRE, CLOUD, IDENTITY, KEY_ID, POST, PUBLIC, SITE
+from tests.loops.story import Noted, Story, told_route_op, told_rules, told_tunnel_op
+
+RTT_S = {"wired": 0.02, "lte": 0.05}
+PATH_ADDRESSES = {"10.255.101.2": "wired", "10.255.101.3": "lte"}
+HUBS = (CENTRE, CLOUD)
+TUNNEL_DEVICE = Backend.USERLAND.device
+
+LINKS = (
+    Link("wired", True, (LinkAddress("203.0.113.18", 28),), ("203.0.113.17",)),
+    Link("lte", True, (LinkAddress("100.64.1.10", 24),), ("100.64.1.1",)),
+    Link("lan0", True, (LinkAddress("10.101.0.1", 24),)),
+)
+
+
+class World:
+    """A hospital by default; `site` and `links` make it another router."""
+
+    def __init__(self, site: str = SITE, identity: str = IDENTITY, links: tuple[Link, ...] = LINKS) -> None:
+        self.story = Story()
+        self.charon = FakeCharon()
+        self.firewall = FirewallFake()
+        self.routes = FakeRoutes()
+        self.controller = FakeController()
+        self.store = FakeStore()
+        self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
+        self.blackholed: set[str] = set()  # uplinks
+        self.site = site
+        self.identity = identity
+        self.charon.applied = Noted[TunnelOp](
+            lambda op: self.story.note("tunnels", told_tunnel_op(op, self.charon.ike_sas()))
+        )
+        self.firewall.applied = Noted[tuple[FirewallOp, ...]](lambda ops: self.story.note("rules", told_rules(ops)))
+        self.routes.ops = Noted(lambda op: self.story.note("routes", told_route_op(op)))
+        for link in (*links, Link(TUNNEL_DEVICE, True)):
+            self.routes.set_link(link)
+
+    def publish(self, document: Document) -> None:
+        """The controller has this document for the site now."""
+        self.controller.put(POST.send(document), document.order)
+
+    def install(self, document: Document) -> None:
+        """As if the site had accepted this document some time ago: controller and store have it."""
+        self.publish(document)
+        self.store.document, self.store.order = POST.send(document), document.order
+
+    def blackhole(self, uplink: str) -> None:
+        """Nothing comes through any more; the link stays up."""
+        self.blackholed.add(uplink)
+        for hub in HUBS:
+            self.charon.answers[f"{uplink}.{hub.name}.wan"] = Answer.SILENT
+
+    def heal(self, uplink: str) -> None:
+        self.blackholed.discard(uplink)
+        for hub in HUBS:
+            self.charon.answers.pop(f"{uplink}.{hub.name}.wan", None)
+
+    def kill_charon(self) -> None:
+        """kill -9: its memory, its device and the routes into that are gone."""
+        self.charon.kill()
+        self.routes.remove_link(TUNNEL_DEVICE)
+
+    def start_charon(self) -> None:
+        self.charon.start()
+        self.routes.set_link(Link(TUNNEL_DEVICE, True))
+
+    def carried(self) -> dict[str, str]:
+        """Traffic child -> the path whose IKE_SA has it installed, newest wins: what the traffic follows."""
+        found = [
+            (child.unique_id, child.name, stem_of(sa.connection))
+            for sa in self.charon.ike_sas()
+            for child in sa.children
+            if child.installed and child.name.startswith("traffic-")
+        ]
+        return {name.removeprefix("traffic-"): path for _, name, path in sorted(found)}
+
+    def answers(self, source: str, target: str) -> bool:
+        """Would an echo request from `source` reach the hub that has `target`, and be answered?"""
+        uplink = PATH_ADDRESSES.get(source)
+        hub = next((h for h in HUBS if target in (h.endpoint.probe_address, h.endpoint.ready_address)), None)
+        if uplink is None or hub is None or uplink in self.blackholed:
+            return False
+        if target == hub.endpoint.ready_address and hub.name in self.unready:
+            return False
+        return any(self._probes(sa, f"{uplink}.{hub.name}.wan") for sa in self.charon.ike_sas())
+
+    async def dataplane(self) -> tuple[Ruleset | None, Routes, tuple[IkeSa, ...]]:
+        """Everything that is there, to be compared."""
+        return self.firewall.table, await self.routes.read(), self.charon.ike_sas()
+
+    @asynccontextmanager
+    async def agent(self) -> AsyncIterator[Agent]:
+        """An agent for the time of the block."""
+        with self._logged():
+            async with trio.open_nursery() as nursery:
+                agent = Agent(self)
+                nursery.start_soon(agent.run)
+                yield agent
+                nursery.cancel_scope.cancel()
+
+    @contextmanager
+    def _logged(self) -> Iterator[None]:
+        before = structlog.get_config()
+        structlog.configure(processors=[self.story.process], cache_logger_on_first_use=False)
+        try:
+            yield
+        finally:
+            structlog.configure(**before)
+
+    @staticmethod
+    def _probes(sa: IkeSa, stem: str) -> bool:
+        has_probe = any(child.name == "probe" and child.installed for child in sa.children)
+        return stem_of(sa.connection) == stem and sa.established and has_probe
+
+
+class Agent:
+    """The loops, wired as `cpe_agent.app` does it, over a world's fakes."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.cells = Cells()
+        self.probing = Probing(self.cells, Internet(world))
+        self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
+        self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
+        self._follower = Follower(self.cells, world.controller, world.store, world.site, {KEY_ID: PUBLIC})
+
+    async def run(self) -> None:
+        self._follower.load()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch_links, self.cells, self.world.routes, self.reconciler.bell)
+            nursery.start_soon(keep_plan, self.cells, Site(self.world.identity, Backend.USERLAND))
+            nursery.start_soon(self.probing.run)
+            nursery.start_soon(steer_bundles, self.cells)
+            nursery.start_soon(self.reconciler.run)
+            nursery.start_soon(self.reporter.run)
+            await self.reconciler.firewall_seen_to.wait()
+            nursery.start_soon(self._follower.run)
+
+    async def status(self) -> Status:
+        return await self.reporter.status()
+
+    async def conditions(self) -> dict[str, str]:
+        """Type and subject -> reason."""
+        return {f"{c.type} {c.subject}".strip(): c.reason for c in (await self.status()).conditions}
+
+
+class Internet(FakeProber):
+    """Answers a probe if it would get through the world as it is when it is sent."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self.addresses = set(PATH_ADDRESSES)
+
+    def send(self, source: str, target: str, sequence: int) -> bool:
+        self.rtt_s.pop((source, target), None)
+        if self._world.answers(source, target):
+            self.rtt_s[source, target] = RTT_S[PATH_ADDRESSES[source]]
+        return super().send(source, target, sequence)

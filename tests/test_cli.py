@@ -1,0 +1,208 @@
+"""The commands: what they print where, and what they exit with."""
+
+from __future__ import annotations
+
+import io
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cpe_agent import __version__, app, cli
+from cpe_agent.model.condition import Severity, Status
+from cpe_agent.ports import EdgeError
+from cpe_agent.render import render
+from cpe_agent.settings import Settings
+from tests.reports import BLANK, BRANCH, HUB
+
+DEGRADED = msgspec.structs.replace(
+    BRANCH, conditions=tuple(c for c in BRANCH.conditions if c.severity is not Severity.DOWN)
+)
+
+CONFIG = """\
+site: van-1
+controllers: [https://controller.example:8443]
+signing_keys: {a: AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=}
+"""
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> str:
+    path = tmp_path / "agent.yaml"
+    path.write_text(CONFIG + f"run_dir: {tmp_path}/run\n")
+    return str(path)
+
+
+@pytest.fixture
+def report(monkeypatch: pytest.MonkeyPatch) -> Callable[[Status | EdgeError], None]:
+    """Sets what the running agent says."""
+
+    def says(found: Status | EdgeError) -> None:
+        def fetch_status(settings: Settings) -> Status:
+            assert settings.site == "van-1"
+            if isinstance(found, EdgeError):
+                raise found
+            return found
+
+        monkeypatch.setattr(app, "fetch_status", fetch_status)
+
+    return says
+
+
+Says = Callable[[Status | EdgeError], None]
+
+
+class TestStatus:
+    @pytest.mark.parametrize(("status", "code"), [(HUB, 0), (DEGRADED, 1), (BRANCH, 2), (BLANK, 2)])
+    def test_the_exit_code_says_how_the_site_fares(
+        self, config: str, report: Says, capsys: pytest.CaptureFixture[str], status: Status, code: int
+    ) -> None:
+        report(status)
+        assert cli.main(["status", "-c", config]) == code
+        assert capsys.readouterr() == (render(status), "")
+
+    def test_json_is_the_whole_report(self, config: str, report: Says, capsys: pytest.CaptureFixture[str]) -> None:
+        report(BRANCH)
+        assert cli.main(["status", "--json", "--config", config]) == 2
+        assert msgspec.json.decode(capsys.readouterr().out, type=Status) == BRANCH
+
+    def test_no_agent(self, config: str, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["status", "-c", config]) == 3
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith("cpe-agent: no agent is running: ")
+        assert said.err.count("\n") == 1
+
+    def test_not_being_allowed_to_ask_is_not_the_same_as_no_agent(
+        self, config: str, report: Says, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        report(EdgeError("control", "authorise", "be root"))
+        assert cli.main(["status", "-c", config]) == cli.NO_PERMISSION
+        assert capsys.readouterr() == ("", "cpe-agent: be root.\n")
+
+    def test_watch_goes_on_until_interrupted_and_through_a_restart(
+        self, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        script: list[Status | BaseException] = [
+            HUB,
+            EdgeError("control", "connect", "no agent is running"),
+            DEGRADED,
+            KeyboardInterrupt(),
+        ]
+
+        def fetch_status(settings: Settings) -> Status:
+            found = script.pop(0)
+            if isinstance(found, BaseException):
+                raise found
+            return found
+
+        monkeypatch.setattr(app, "fetch_status", fetch_status)
+        monkeypatch.setattr(cli, "WATCH_INTERVAL_S", 0.0)
+        assert cli.main(["status", "--watch", "-c", config]) == 1
+        out = capsys.readouterr().out
+        assert out == f"{render(HUB)}\ncpe-agent: no agent is running.\n\n{render(DEGRADED)}\n"
+
+    def test_colour_is_for_terminals_that_want_it(
+        self, config: str, report: Says, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        report(BRANCH)
+        monkeypatch.setenv("TERM", "xterm")
+        for no_color, colour in (("", True), ("1", False)):
+            monkeypatch.setenv("NO_COLOR", no_color)
+            terminal = Terminal()
+            monkeypatch.setattr(sys, "stdout", terminal)
+            cli.main(["status", "-c", config])
+            assert terminal.getvalue() == render(BRANCH, colour=colour)
+
+
+class TestRun:
+    def test_the_daemon_gets_the_settings_and_gives_the_code(
+        self, config: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        seen: list[str] = []
+
+        def run(settings: Settings) -> int:
+            seen.append(settings.site)
+            return 0
+
+        monkeypatch.setattr(app, "run", run)
+        assert cli.main(["run", "-c", config]) == 0
+        assert seen == ["van-1"]
+
+    @pytest.mark.parametrize("depth", [0, 1, 2])
+    def test_a_start_that_is_impossible_is_one_sentence(
+        self, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], depth: int
+    ) -> None:
+        def run(settings: Settings) -> int:
+            error: Exception = EdgeError("identity", "load", "/x.pem is not there: enrol this site, or put it there")
+            for _ in range(depth):
+                error = ExceptionGroup("from a nursery", [error])
+            raise error
+
+        monkeypatch.setattr(app, "run", run)
+        assert cli.main(["run", "-c", config]) == cli.UNAVAILABLE
+        sentence = "cpe-agent: identity: load: /x.pem is not there: enrol this site, or put it there.\n"
+        assert capsys.readouterr() == ("", sentence)
+
+    def test_a_bug_is_not_hidden_by_an_expected_failure_beside_it(
+        self, config: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def run(settings: Settings) -> int:
+            raise ExceptionGroup("from a nursery", [EdgeError("control", "listen", "taken"), KeyError("bug")])
+
+        monkeypatch.setattr(app, "run", run)
+        with pytest.raises(ExceptionGroup) as caught:
+            cli.main(["run", "-c", config])
+        assert [type(error) for error in caught.value.exceptions] == [KeyError]
+
+
+class TestUsage:
+    def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert cli.main(["version"]) == 0
+        assert capsys.readouterr().out == f"cpe-agent {__version__}\n"
+
+    @pytest.mark.parametrize("command", ["run", "status"])
+    def test_settings_that_are_wrong_are_named(
+        self, command: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "agent.yaml"
+        path.write_text(CONFIG.replace("van-1", "Van 1"))
+        assert cli.main([command, "-c", str(path)]) == cli.CONFIGURATION
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert said.err.startswith(f"cpe-agent: {path}: site: ")
+        assert said.err.count("\n") == 1
+
+    @pytest.mark.parametrize(
+        "arguments", [[], ["enroll"], ["status", "--json", "--watch"], ["status", "--jsno"], ["run", "now"]]
+    )
+    def test_a_misspelt_command_is_no_verdict_about_the_site(
+        self, arguments: list[str], capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(arguments)
+        assert caught.value.code == cli.USAGE
+        assert "usage: cpe-agent" in capsys.readouterr().err
+
+    def test_a_reader_that_has_read_enough_is_no_error(self, config: str) -> None:
+        script = (
+            "import sys; from cpe_agent import app, cli; from tests.reports import HUB;"
+            "app.fetch_status = lambda settings: HUB; sys.stdin.readline();"
+            f"raise SystemExit(cli.main(['status', '--watch', '-c', {config!r}]))"
+        )
+        reading, writing = os.pipe()
+        with subprocess.Popen(
+            [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=writing, stderr=subprocess.PIPE
+        ) as process:
+            os.close(writing)
+            os.close(reading)
+            _, errors = process.communicate(b"\n", timeout=60)
+        assert (process.returncode, errors) == (0, b"")

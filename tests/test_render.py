@@ -1,0 +1,216 @@
+"""The status table: what a person sees of a branch, of a hub and of a site without a document; always 80 columns."""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cpe_agent.model.condition import (
+    BundleReport,
+    Condition,
+    PathReport,
+    PeerReport,
+    Severity,
+    Status,
+    TargetReport,
+    UplinkReport,
+)
+from cpe_agent.render import ROWS_MAX, WIDTH, render
+from tests.reports import BLANK, BRANCH, HUB, NOW
+
+BRANCH_TEXT = """\
+hospital-1 (branch)                                                         down
+document    1.42, expires in 6 d 3 h
+controller  answered 4 s ago
+agent       0.1.0, backend userland, running for 3 h 12 min
+data plane  not in sync: tunnels
+dropped     cleartext 0, unlisted 12 packets
+
+UPLINK  KIND      INTERFACE  STATE  ADDRESS     GATEWAY
+wired   wired     eth0       up     192.0.2.10  192.0.2.1
+lte     cellular  wwan0      down   -           -
+
+PATH            STATE        RTT   JITTER     LOSS  READY  IKE
+wired.centre.a  up       20.1 ms   0.3 ms    2.0 %  yes    established
+wired.cloud.a   unknown        -        -        -  no     connecting
+lte.centre.a    down     61.5 ms  12.2 ms  100.0 %  no     none
+
+BUNDLE        ACTIVE PATH     STATE    PAIRS  MOVES
+centre+cloud  wired.centre.a  carried      2      3
+cloud/voice   -               no path      1      0
+
+PAIR     PACKETS   BYTES
+pacs           0     0 B
+records     1234  1.2 MB
+voice          7       -
+
+! BundleWithoutPath cloud/voice: no path to cloud is up and ready, so nothing
+    that it carries gets through until an uplink comes back (for 30 s)
+! UplinkDown lte: wwan0 is down or has no carrier (for 1 min 15 s)
+i Draining: asked for by the document
+"""
+
+HUB_HEAD = """\
+centre (hub)                                                             healthy
+document    1.42, expired 2 min 0 s ago
+controller  no contact yet
+agent       0.1.0, backend kernel, running for 1 d 1 h
+data plane  in sync
+
+UPLINK  KIND   INTERFACE  STATE  ADDRESS                                 GATEWAY
+isp     wired  eth0       up     2001:db8:1234:5678:9abc:def0:1234:5678  fe80::1
+
+PEER    IKE_SAS  CHILD_SAS  RECEIVED   SENT
+van-01        2          4    1.0 MB  999 B
+"""
+
+HUB_TAIL = """\
+van-20        2          4   20.0 MB  999 B
+and 3 more: --json lists all
+
+PAIR            PACKETS  BYTES
+van-01-records       10  840 B
+"""
+
+BLANK_TEXT = """\
+van-1 (unknown)                                                             down
+document    none yet
+controller  no contact yet
+agent       0.1.0, backend userland, running for 2 s
+
+! NoDocument: the controller has not sent one yet (for 2 s)
+"""
+
+# Escape sequences that set a colour: on the screen they take no place.
+COLOUR = re.compile(r"\x1b\[\d*m")
+
+
+class TestGolden:
+    def test_a_branch(self) -> None:
+        assert render(BRANCH) == BRANCH_TEXT
+
+    def test_a_hub(self) -> None:
+        text = render(HUB)
+        assert text.startswith(HUB_HEAD)
+        assert text.endswith(HUB_TAIL)
+
+    def test_a_site_without_a_document(self) -> None:
+        assert render(BLANK) == BLANK_TEXT
+
+    def test_colour_changes_nothing_but_the_colour(self) -> None:
+        coloured = render(BRANCH, colour=True)
+        assert "\x1b[31mdown   \x1b[0m" in coloured
+        assert "\x1b[32mcarried\x1b[0m" in coloured
+        assert COLOUR.sub("", coloured) == BRANCH_TEXT
+
+
+class TestRoom:
+    def test_what_can_be_spared_goes_before_a_name_is_cut(self) -> None:
+        address = "2001:db8:1234:5678:9abc:def0:1234:5678"
+        uplink = UplinkReport("wired", "cellular", "enp1s0f0", True, address, "2001:db8:1234:5678::1")
+        text = render(msgspec.structs.replace(HUB, uplinks=(uplink,)))
+        assert address in text
+        assert "GATEWAY" not in text
+
+    def test_a_long_name_is_cut_in_its_middle(self) -> None:
+        name = "cellular-operator-number-one.blood-centre-of-the-northern-district.provider-a"
+        path = msgspec.structs.replace(BRANCH.paths[0], path=name)
+        text = render(msgspec.structs.replace(BRANCH, paths=(path,)))
+        assert re.search(r"^cellular-op\S+~\S+provider-a  up", text, re.MULTILINE)
+
+    def test_conditions_without_end_do_not_scroll_the_rest_away(self) -> None:
+        many = tuple(Condition("PathDown", f"path-{n:03}", "no answer", Severity.DEGRADED) for n in range(500))
+        worst = Condition("Zero", "", "the worst is shown first", Severity.DOWN)
+        text = render(msgspec.structs.replace(BLANK, conditions=(*many, worst)))
+        assert "! Zero: the worst is shown first\n! PathDown path-000: no answer\n" in text
+        assert text.endswith(f"and {501 - ROWS_MAX} more: --json lists all\n")
+
+    def test_nothing_foreign_reaches_the_terminal(self) -> None:
+        condition = Condition("DocumentRejected", "x\x1b[2J", "\x1b]0;owned\x07 line\nfeed\u202e")
+        text = render(msgspec.structs.replace(BLANK, conditions=(condition,)))
+        assert "\x1b" not in text
+        assert "! DocumentRejected x?[2J: ?]0;owned? line?feed?\n" in text
+
+
+class TestWords:
+    @pytest.mark.parametrize(
+        ("age_s", "words"),
+        [
+            (-5, "0 s"),
+            (59.9, "59 s"),
+            (60, "1 min 0 s"),
+            (3_599, "59 min 59 s"),
+            (3_600, "1 h 0 min"),
+            (90_000, "1 d 1 h"),
+        ],
+    )
+    def test_spans(self, age_s: float, words: str) -> None:
+        assert f"running for {words}\n" in render(msgspec.structs.replace(BLANK, started=NOW - age_s))
+
+    @pytest.mark.parametrize(
+        ("count", "words"),
+        [(0, "0 B"), (999, "999 B"), (1_000, "1.0 kB"), (999_949, "999.9 kB"), (999_950, "1.0 MB"), (10**15, "1.0 PB")],
+    )
+    def test_bytes(self, count: int, words: str) -> None:
+        text = render(msgspec.structs.replace(BLANK, pair_packets={"p": 1}, pair_bytes={"p": count}))
+        assert re.search(rf" {re.escape(words)}$", text, re.MULTILINE)
+
+
+text = st.text(max_size=120)
+count = st.integers(0, 2**64)
+seconds = st.floats(0, 1e12)
+maybe_ms = st.none() | st.floats(0, 1e9)
+statuses = st.builds(
+    Status,
+    site=text,
+    role=st.sampled_from(["hub", "branch", "unknown"]),
+    agent_version=text,
+    backend=text,
+    started=seconds,
+    now=seconds,
+    document_epoch=st.none() | count,
+    document_version=st.none() | count,
+    document_issued=st.none() | seconds,
+    document_expires=st.none() | seconds,
+    controller_last_contact=st.none() | seconds,
+    uplinks=st.tuples(st.builds(UplinkReport, text, text, text, st.booleans(), st.none() | text, st.none() | text)),
+    paths=st.tuples(
+        st.builds(
+            PathReport,
+            path=text,
+            uplink=text,
+            peer=text,
+            endpoint=text,
+            state=st.sampled_from(["up", "down", "unknown"]),
+            ike=text,
+            rtt_ms=maybe_ms,
+            jitter_ms=maybe_ms,
+            loss_percent=st.floats(0, 100),
+            ready=st.booleans(),
+            bundles=st.just(()),
+            bytes_in=count,
+            bytes_out=count,
+        )
+    ),
+    bundles=st.tuples(
+        st.builds(BundleReport, text, st.tuples(text), st.none() | text, st.booleans(), st.dictionaries(text, count))
+    ),
+    peers=st.tuples(st.builds(PeerReport, text, count, count, count, count)),
+    targets=st.tuples(st.builds(TargetReport, text, st.booleans(), count, seconds, text)),
+    dropped_packets=st.dictionaries(text, count, max_size=4),
+    pair_packets=st.dictionaries(text, count, max_size=4),
+    pair_bytes=st.dictionaries(text, count, max_size=4),
+    conditions=st.tuples(st.builds(Condition, text, text, text, st.sampled_from(Severity), seconds)),
+)
+
+
+@given(statuses)
+def test_no_report_is_wider_than_the_screen(status: Status) -> None:
+    plain = render(status)
+    assert max(len(line) for line in plain.split("\n")) <= WIDTH
+    assert plain.replace("\n", "").isprintable()
+    assert [line.rstrip() for line in COLOUR.sub("", render(status, colour=True)).split("\n")] == plain.split("\n")
