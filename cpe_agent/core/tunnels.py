@@ -17,12 +17,12 @@ which they matter. Theory of operation:
 
 from __future__ import annotations
 
-import ipaddress
 import zlib
 from collections.abc import Iterable, Mapping
 
 import msgspec
 
+from cpe_agent.core.selectors import covers
 from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
@@ -39,6 +39,8 @@ from cpe_agent.model.ops import (
 # most every 15 s, which charon survives for ever (its own retransmissions stretch the cycle further).
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 15.0
+# A set-up that nobody answers and a child that the peer refuses end without an event: look again so soon.
+UNDER_WAY_S = 1.0
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -93,6 +95,8 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
             if key[0] == connection.name and key[1] not in live:
                 remembered[key] = attempt
         if start is None:
+            if any(sa.busy or not sa.established for sa in sas):
+                waiting.append(now + UNDER_WAY_S)
             continue
         key = (start.connection, start.child)
         attempt = remembered.get(key, Attempt(0, now))
@@ -198,7 +202,8 @@ def _dialled(
         ends += [
             TerminateIke(sa.unique_id, force=False)
             for sa in alive
-            if sa is not newest and sa.established and not _needed(sa, wanted, carrying)
+            # What a rekeying has replaced is being deleted by charon; ended again it would go without telling the peer.
+            if sa is not newest and sa.established and sa.state != "REKEYED" and not _needed(sa, wanted, carrying)
         ]
     ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carrying)
     return start, ends
@@ -214,6 +219,9 @@ def _surplus(
     connection: Connection, sa: IkeSa, belonging: set[str], wanted: Tunnels, carrying: set[str]
 ) -> list[TunnelOp]:
     ends: list[TunnelOp] = []
+    if sa.busy:
+        # An end that waits behind another exchange shows nowhere: it would be queued again at each look.
+        return ends
     for child in sa.children:
         if not child.installed:
             continue
@@ -235,7 +243,7 @@ def _answering_ends(connection: Connection, sas: Iterable[IkeSa]) -> list[Tunnel
     """On the answering side: end what our present configuration would not agree to any more."""
     ends: list[TunnelOp] = []
     for sa in sas:
-        for child in sa.children:
+        for child in () if sa.busy else sa.children:
             config = _config(connection, child.name)
             if child.installed and (config is None or not _covered(child, config)):
                 ends.append(TerminateChild(child.unique_id))
@@ -246,19 +254,8 @@ def _covered(child: ChildSa, config: Child) -> bool:
     return _inside(child.local_ts, config.local_ts) and _inside(child.remote_ts, config.remote_ts)
 
 
-def _inside(narrow: Iterable[str], wide: Iterable[str]) -> bool:
-    allowed = [ipaddress.ip_network(ts.partition("[")[0]) for ts in wide]
-    for ts in narrow:
-        net, _, protocol = ts.partition("[")
-        subnet = ipaddress.ip_network(net)
-        if not any(
-            network.version == subnet.version
-            and subnet.subnet_of(network)  # type: ignore[arg-type]
-            and (not tail or tail == protocol)
-            for network, tail in ((n, w.partition("[")[2]) for n, w in zip(allowed, wide, strict=True))
-        ):
-            return False
-    return True
+def _inside(narrow: Iterable[str], wide: tuple[str, ...]) -> bool:
+    return all(any(covers(outer, inner) for outer in wide) for inner in narrow)
 
 
 def _retry_after(connection: Connection, count: int) -> float:

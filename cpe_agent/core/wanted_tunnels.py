@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 
+from cpe_agent.core.selectors import outermost
 from cpe_agent.core.uplinks import ResolvedUplink
 from cpe_agent.model.dataplane import PROBE_CHILD, TRAFFIC_CHILD, Backend, Bundle, Child, Connection, Ike, Path, Probe
 from cpe_agent.model.document import Document, DocumentError, Endpoint, Pair, Peer
@@ -21,6 +22,8 @@ SUITES = {
     "aes128gcm-ecp256": ("aes128gcm16-prfsha256-ecp256", "aes128gcm16-ecp256"),
 }
 METERED = "cellular"
+# Protocol ("" for any), the ports here, the ports there.
+Claim = tuple[str, tuple[int, int], tuple[int, int]]
 # As charon prints them, whichever way the document writes them.
 PROTOCOL_NAMES = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmpv6": "ipv6-icmp"}
 
@@ -37,7 +40,10 @@ def connections(
             continue
         for uplink in uplinks:
             for endpoint in peer.endpoints:
-                found.append(_dialled(document, uplink, name, peer, endpoint, identity, claims))
+                source = _source(uplink, endpoint.address)
+                # Without one, charon would take any address, and the path another uplink.
+                if source is not None:
+                    found.append(_dialled(document, uplink, source, name, peer, endpoint, identity, claims))
     return tuple(sorted(found, key=lambda connection: connection.stem))
 
 
@@ -127,8 +133,58 @@ def selectors(document: Document) -> dict[str, tuple[tuple[str, ...], tuple[str,
             for here, there in tail:
                 remote.add(f"{pair.remote}{there}")
                 local |= {f"{subnet}{here}" for subnet in _own_subnets(document)}
-        found[name] = (tuple(sorted(local)), tuple(sorted(remote)))
+        found[name] = (outermost(local), outermost(remote))
+    for subnet, names in claimed.items():
+        _refuse_ties(document, subnet, {name: _claims(subnet, *found[name]) for name in names})
     return found
+
+
+def _refuse_ties(document: Document, subnet: str, claims: Mapping[str, list[Claim]]) -> None:
+    """Of two bundles that claim a packet one must be the more specific."""
+    names = list(claims)
+    for number, name in enumerate(names):
+        for other in names[:number]:
+            tie = next((c for c in claims[name] for o in claims[other] if _tied(c, o)), None)
+            if tie is None:
+                continue
+            index = next(
+                i
+                for i, pair in enumerate(document.pairs)
+                if pair.remote == subnet and bundle_name(pair.peers, pair.class_) == name
+            )
+            raise DocumentError(
+                f"pairs[{index}].remote",
+                f"the same packets to {subnet} ({tie[0]}) are claimed by {other} and by {name}",
+            )
+
+
+def _claims(subnet: str, local: Iterable[str], remote: Iterable[str]) -> list[Claim]:
+    """What a bundle's selectors for `subnet` claim: charon joins each local with each remote one."""
+    here = {_parsed(selector) for selector in local}
+    there = {_parsed(selector) for selector in remote if selector.partition("[")[0] == subnet}
+    return [
+        (near or far, near_ports, far_ports)
+        for near, near_ports in sorted(here)
+        for far, far_ports in sorted(there)
+        if near == far or not near or not far
+    ]
+
+
+def _parsed(selector: str) -> tuple[str, tuple[int, int]]:
+    protocol, _, ports = selector.partition("[")[2].removesuffix("]").partition("/")
+    first, _, last = ports.partition("-")
+    return protocol, (int(first), int(last or first)) if ports else (0, 65535)
+
+
+def _tied(one: Claim, other: Claim) -> bool:
+    if one[0] != other[0] and one[0] and other[0]:
+        return False
+    axes = list(zip(one[1:], other[1:], strict=True))
+    if not all(a[0] <= b[1] and b[0] <= a[1] for a, b in axes):
+        return False
+    # Ports that overlap without one range lying in the other belong to nobody.
+    crossed = any((a[0] < b[0]) == (a[1] < b[1]) and a[0] != b[0] and a[1] != b[1] for a, b in axes)
+    return one == other or crossed
 
 
 def _tails(pair: Pair) -> list[tuple[str, str]]:
@@ -154,6 +210,7 @@ def _host(address: str) -> str:
 def _dialled(
     document: Document,
     uplink: ResolvedUplink,
+    source: str,
     name: str,
     peer: Peer,
     endpoint: Endpoint,
@@ -172,7 +229,7 @@ def _dialled(
     ]
     ike_proposal, esp_proposal = SUITES[document.ipsec.suite]
     ike = Ike(
-        local_addrs=(_source(uplink, endpoint.address),),
+        local_addrs=(source,),
         remote_addrs=(endpoint.address,),
         remote_port=peer.port,
         local_id=identity,
@@ -186,15 +243,14 @@ def _dialled(
     return Connection(str(Path(uplink.name, name, endpoint.name)), ike, (probe, *sorted(traffic)))
 
 
-def _source(uplink: ResolvedUplink, remote: str) -> str:
-    """The uplink's address of the endpoint's IP version; for a name, IPv4 first."""
+def _source(uplink: ResolvedUplink, remote: str) -> str | None:
+    """The uplink's address of the endpoint's IP version (None: it has none); for a name, IPv4 first."""
     try:
         version = ipaddress.ip_address(remote).version
     except ValueError:
         version = 4 if 4 in uplink.addresses else 6
     found = uplink.addresses.get(version)
-    # No address of that version: the connection cannot come up, and says so; another endpoint may do.
-    return found.address if found else ("0.0.0.0" if version == 4 else "::")
+    return found.address if found else None
 
 
 def _answering(document: Document, name: str, peer: Peer, identity: str, backend: Backend) -> Connection:
@@ -202,8 +258,8 @@ def _answering(document: Document, name: str, peer: Peer, identity: str, backend
     children = [
         Child(
             TRAFFIC_CHILD,
-            tuple(sorted(_own_subnets(document))),
-            tuple(sorted({*peer.lans, _host(peer.site_address)})),
+            outermost(_own_subnets(document)),
+            outermost((*peer.lans, _host(peer.site_address))),
             # In the kernel both the old and the new SA must be accepted while a bundle moves.
             unique_marks=backend is Backend.KERNEL,
         )
