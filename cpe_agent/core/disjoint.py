@@ -40,22 +40,36 @@ def network_range(text: str) -> tuple[int, Range]:
 def disjoint(boxes: Iterable[Box]) -> tuple[Box, ...]:
     """Boxes without overlap that admit exactly what `boxes` admit. Wider boxes are kept whole, so edits stay small."""
     kept: list[Box] = []
-    # Only boxes that touch in every axis are compared: among thousands of pairs few do.
-    groups, before = [sorted(set(boxes))], 0
+    work: list[tuple[list[Box], list[Box]]] = [(sorted(set(boxes)), [])]
+    while work:
+        # Only boxes that touch in every axis are compared: among thousands of pairs few do, once the widest is out.
+        group, wider = work.pop()
+        parts = _parts(group)
+        if len(parts) > 1:
+            for part in parts:
+                work.append((part, [hole for hole in wider if any(_touch(box, hole) for box in part)]))
+            continue
+        widest = max(group, key=lambda b: (_size(b), b), default=None)
+        if widest is None:
+            continue
+        pieces = [widest]
+        for hole in wider:
+            pieces = [rest for piece in pieces for rest in subtract(piece, hole)]
+        kept += pieces
+        work.append(([box for box in group if not _within(box, widest)], [*wider, widest]))
+    return tuple(sorted(kept))
+
+
+def _parts(boxes: list[Box]) -> list[list[Box]]:
+    """Groups such that boxes of different groups do not overlap."""
+    groups = [boxes]
+    before = 0
     # Parted in one axis, a group may fall apart in another where it held together before.
     while len(groups) != before:
         before = len(groups)
         for axis in range(4):
             groups = [part for group in groups for part in _split(group, axis)]
-    for group in groups:
-        done: list[Box] = []
-        for box in sorted(group, key=lambda b: (_size(b), b), reverse=True):
-            pieces = [box]
-            for other in done:
-                pieces = [rest for piece in pieces for rest in subtract(piece, other)]
-            done += pieces
-        kept += done
-    return tuple(sorted(kept))
+    return groups
 
 
 def _split(boxes: list[Box], axis: int) -> list[list[Box]]:
@@ -78,6 +92,18 @@ def _overlap(one: Range, other: Range) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
 
+def _touch(box: Box, other: Box) -> bool:
+    return box.version == other.version and all(
+        _overlap(mine, theirs) for mine, theirs in zip(box.ranges, other.ranges, strict=True)
+    )
+
+
+def _within(box: Box, wide: Box) -> bool:
+    return box.version == wide.version and all(
+        outer[0] <= inner[0] and inner[1] <= outer[1] for inner, outer in zip(box.ranges, wide.ranges, strict=True)
+    )
+
+
 def _size(box: Box) -> int:
     size = 1
     for first, last in box.ranges:
@@ -87,9 +113,7 @@ def _size(box: Box) -> int:
 
 def subtract(box: Box, hole: Box) -> list[Box]:
     """`box` without `hole`: at most eight boxes, disjoint."""
-    if box.version != hole.version or not all(
-        _overlap(one, other) for one, other in zip(box.ranges, hole.ranges, strict=True)
-    ):
+    if not _touch(box, hole):
         return [box]
     rest: list[Box] = []
     ranges = list(box.ranges)

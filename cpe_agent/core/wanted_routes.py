@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from cpe_agent.core.uplinks import ResolvedUplink
 from cpe_agent.model import dataplane as dp
 from cpe_agent.model.dataplane import Backend, Route, Routes, Rule
-from cpe_agent.model.document import Document
+from cpe_agent.model.document import Document, Lan
 from cpe_agent.model.observed import Links
 
 ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
@@ -34,7 +34,7 @@ def routes(
     families = _families(document, uplinks)
     wanted_rules: set[Rule] = set()
     wanted_routes: set[Route] = set()
-    lan_interfaces = sorted({lan.interface for lan in document.lans if lan.interface})
+    lan_interfaces = sorted({name for lan in document.lans if (name := lan_interface(document, lan))})
     for family in families:
         wanted_routes.add(Route(dp.INBOUND, ANYWHERE[family]))
         wanted_rules.add(Rule(family, dp.PRIORITY_OVERLAY, dp.OVERLAY))
@@ -55,7 +55,7 @@ def routes(
         if uplink is not None:
             _add_uplink(uplink, dp.UPLINK_TABLES + index, wanted_rules, wanted_routes)
     return Routes(
-        addresses=frozenset(_host(address) for address in own_addresses(document, ready)),
+        addresses=frozenset(_host(address) for address in own_addresses(document, ready)) | _anchors(document, backend),
         rules=frozenset(wanted_rules),
         routes=frozenset(wanted_routes),
         devices=frozenset() if backend is Backend.USERLAND else frozenset({backend.device}),
@@ -71,6 +71,24 @@ def own_addresses(document: Document, ready: bool) -> frozenset[str]:
     if ready:
         found |= {endpoint.ready_address for endpoint in document.endpoints}
     return frozenset(found)
+
+
+def _anchors(document: Document, backend: Backend) -> frozenset[str]:
+    """charon refuses a whole CHILD_SA in user space if the router has no address in one of its subnets. Behind a LAN
+    router it has none: there the network address, which no host has, stands in (nothing can for a single host)."""
+    if backend is Backend.KERNEL:
+        return frozenset()
+    networks = [ipaddress.ip_network(lan.subnet) for lan in document.lans if lan.via]
+    return frozenset(_host(str(n.network_address)) for n in networks if n.num_addresses > 2)
+
+
+def lan_interface(document: Document, lan: Lan) -> str | None:
+    """The interface that a LAN is reached by: its own, or that of the LAN which its router (`via`) is in."""
+    if lan.interface or not lan.via:
+        return lan.interface
+    router = ipaddress.ip_address(lan.via)
+    within = (other for other in document.lans if router in ipaddress.ip_network(other.subnet))
+    return next((other.interface for other in within), None)
 
 
 def remote_subnets(document: Document) -> set[str]:
@@ -105,9 +123,10 @@ def _lan_routes(document: Document, links: Links, backend: Backend) -> set[Route
     for lan in document.lans:
         for table in tables:
             found.add(Route(table, lan.subnet))
-            link = links.by_name.get(lan.interface or "")
-            if lan.interface and link is not None and link.up:
-                found.add(Route(table, lan.subnet, lan.interface, lan.via or "", dp.METRIC_TUNNEL))
+            interface = lan_interface(document, lan)
+            link = links.by_name.get(interface or "")
+            if interface and link is not None and link.up:
+                found.add(Route(table, lan.subnet, interface, lan.via or "", dp.METRIC_TUNNEL))
     return found
 
 

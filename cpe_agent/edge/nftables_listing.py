@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
+
+import msgspec
 
 from cpe_agent.model.dataplane import NftChain, NftSet, Ruleset
 
@@ -28,6 +30,8 @@ _NUMBERS = re.compile(r"[0-9]+(?:-[0-9]+)?")
 _COUNTER = re.compile(r"\bcounter packets ([0-9]+) bytes ([0-9]+)")
 _DROP = re.compile(r'counter packets ([0-9]+) bytes ([0-9]+) drop comment "([^"]*)"$')
 _ELEMENTS = "elements = {"
+# What is appended to the name of a set that has taken its predecessor's place.
+SWAPPED = "_b"
 
 
 def parse_table(listing: str) -> Ruleset:
@@ -59,13 +63,40 @@ def parse_counters(listing: str) -> dict[str, tuple[int, int]]:
             types, texts = _typed_elements(items)
             for text in texts:
                 if found := _COUNTER.search(text):
-                    counters[f"{name} {_canonical(types, text)}"] = (int(found[1]), int(found[2]))
+                    counters[f"{name.removesuffix(SWAPPED)} {_canonical(types, text)}"] = (int(found[1]), int(found[2]))
         elif kind == "chain":
             for rule in items:
                 if found := _DROP.search(rule):
                     packets, size = counters.get(f"drop {found[3]}", (0, 0))
                     counters[f"drop {found[3]}"] = (packets + int(found[1]), size + int(found[2]))
     return counters
+
+
+def unswapped(ruleset: Ruleset) -> tuple[Ruleset, dict[str, str]]:
+    """The ruleset with each set under its own name, and the names under which the swapped ones live: a set that was
+    replaced while it was in use is called NAME_b until it is replaced again. With both there, nothing is translated."""
+    names = {nft_set.name for nft_set in ruleset.sets}
+    living = {
+        name.removesuffix(SWAPPED): name
+        for name in names
+        if name.endswith(SWAPPED) and name.removesuffix(SWAPPED) not in names
+    }
+    if not living:
+        return ruleset, {}
+    own = {name: plain for plain, name in living.items()}
+    sets = [msgspec.structs.replace(s, name=own.get(s.name, s.name)) for s in ruleset.sets]
+    chains = [renamed(chain, own) for chain in ruleset.chains]
+    return Ruleset(tuple(sorted(sets, key=_name)), tuple(chains)), living
+
+
+def renamed(chain: NftChain, names: Mapping[str, str]) -> NftChain:
+    """The chain with its rules looking into other sets."""
+    rules = tuple(" ".join(_other_set(word, names) for word in rule.split(" ")) for rule in chain.rules)
+    return msgspec.structs.replace(chain, rules=rules)
+
+
+def _other_set(word: str, names: Mapping[str, str]) -> str:
+    return f"@{names.get(word[1:], word[1:])}" if word.startswith("@") else word
 
 
 def _name(named: NftSet | NftChain) -> str:
@@ -108,7 +139,9 @@ def _set(name: str, items: list[str]) -> NftSet:
         elif not item.startswith(_ELEMENTS):
             more.append(item)
     types, texts = _typed_elements(items)
-    elements = frozenset(_canonical(types, text) for text in texts)
+    # What a rule adds to a set at run time (a limit per source) is nobody's wish.
+    dynamic = "dynamic" in flags.split(",")
+    elements = frozenset() if dynamic else frozenset(_canonical(types, text) for text in texts)
     return NftSet(name, set_type, "; ".join([flags, *more]), counter, elements)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cpe_agent.model.dataplane import Connection, Route, Rule, Ruleset
+from cpe_agent.model.dataplane import Connection, NftChain, NftSet, Route, Rule, Ruleset
 
 
 class ReplaceTable(msgspec.Struct, frozen=True):
@@ -32,11 +32,20 @@ class DeleteElements(msgspec.Struct, frozen=True):
     elements: frozenset[str]
 
 
+class ReplaceSet(msgspec.Struct, frozen=True):
+    """Put another set in the place of one that exists, without a packet lost or let through: a new set beside it, then
+    the rules of `chains` (all that look into it) moved to the new one, then the old one deleted. Three transactions.
+    The new set's counters start at zero."""
+
+    new: NftSet
+    chains: tuple[NftChain, ...]
+
+
 class DeleteTable(msgspec.Struct, frozen=True):
     """Delete our table, if it is there."""
 
 
-FirewallOp = ReplaceTable | AddElements | DeleteElements | DeleteTable
+FirewallOp = ReplaceTable | ReplaceSet | AddElements | DeleteElements | DeleteTable
 
 
 class AddDevice(msgspec.Struct, frozen=True):

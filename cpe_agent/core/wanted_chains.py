@@ -1,0 +1,181 @@
+"""Which rules judge a packet?
+
+Pure. Theory of operation:
+
+- A flow is admitted by who started it: packets in its original direction against the pairs that their side may start,
+  replies against the same element the other way round, ICMP errors by the flow they speak of. Every packet is looked
+  up, also of established flows, so a pair that goes takes its flows with it.
+- The router itself is reached through a tunnel only for probes and by pairs that name its site address; from a LAN for
+  neighbour discovery, echo and what `management` lists; from an uplink for IKE on a hub, and for what a working host
+  needs. What claims a protected address and did not come through a tunnel is dropped before "established" is asked:
+  a forged echo reply in cleartext must never keep a dead path up.
+- Everything else is dropped by the chain's policy and by a final rule as well: a base chain that is being replaced
+  accepts until its policy is committed, the rule does not.
+- What is dropped is counted by reason, and a sample of it is logged.
+- IKE_SA_INIT is told apart from ESP, DPD and all else on UDP 4500 by its non-ESP marker and its zero responder SPI, so
+  limits never touch what is established. One source gets enough for many vans behind one carrier's NAT.
+
+Rules are written exactly as `nft -s list` prints them, so that what is read back compares equal.
+"""
+
+from __future__ import annotations
+
+from cpe_agent.model.dataplane import Backend, NftChain
+
+IP = {4: "ip", 6: "ip6"}
+ICMP = {4: "icmp", 6: "ipv6-icmp"}
+ECHO = {4: "icmp type echo-request", 6: "icmpv6 type echo-request"}
+DROP_POLICY = "type filter hook {hook} priority filter; policy drop;"
+ACCEPT_POLICY = "type filter hook {hook} priority filter; policy accept;"
+METRICS_PORT = 9273
+# UDP header 8 bytes, then the non-ESP marker (4 zero bytes), initiator SPI (8), responder SPI (8, zero in IKE_SA_INIT).
+IKE_INIT = "udp dport 4500 @th,64,32 0x0 @th,160,64 0x0"
+# A burst is a hub's whole fleet dialling at once; what passes is still charon's to judge (cookies).
+INIT_PER_SOURCE = "limit rate over 50/second burst 200 packets"
+INIT_IN_ALL = "limit rate over 2000/second burst 4000 packets"
+LOG_SAMPLE = "limit rate 6/minute burst 10 packets"
+
+
+def chains(backend: Backend, hub: bool) -> list[NftChain]:
+    """All chains of the table."""
+    came, goes = backend.came_through, backend.goes_through
+    forward = (
+        f"iifname @lans {goes} jump lan_to_tunnel",
+        f"{came} oifname @lans jump tunnel_to_lan",
+        *_drop("unlisted"),
+    )
+    found = [
+        NftChain("forward", DROP_POLICY.format(hook="forward"), forward),
+        NftChain("lan_to_tunnel", "", (*_unspoofed(), *_clamp(), *_admit("local", "remote"))),
+        NftChain("tunnel_to_lan", "", (*_clamp(), *_admit("remote", "local"))),
+        NftChain("input", DROP_POLICY.format(hook="input"), _input(came)),
+        NftChain("from_tunnel", "", (*_from_tunnel(), *_drop("tunnel_input"))),
+        NftChain("from_lan", "", (*_from_lan(), *_drop("lan_input"))),
+        NftChain("from_uplink", "", (*_from_uplink(hub), *_drop("uplink_input"))),
+        NftChain("output", ACCEPT_POLICY.format(hook="output"), _output(goes)),
+    ]
+    if hub:
+        found.append(NftChain("ike_init", "", _ike_init()))
+    return found
+
+
+def _drop(reason: str) -> tuple[str, str]:
+    return (f'{LOG_SAMPLE} log prefix "cpe_agent {reason}: "', f'counter drop comment "{reason}"')
+
+
+def _unspoofed() -> list[str]:
+    # Only the source is judged: where it goes is the pairs' matter.
+    return [f'iifname . {IP[v]} saddr != @lan_sources{v} counter drop comment "spoofed"' for v in (4, 6)]
+
+
+def _clamp() -> tuple[str, ...]:
+    # Both ends clamp what they encrypt; together that covers both directions of a connection.
+    return ("tcp flags syn tcp option maxseg size set rt mtu",)
+
+
+def _admit(starter: str, answerer: str) -> list[str]:
+    """Packets in one direction: of flows that this side starts, and replies to flows that the other side starts."""
+    rules: list[str] = []
+    for v in (4, 6):
+        errors = f"meta l4proto {ICMP[v]} ct state related ct original {IP[v]} saddr . ct original {IP[v]} daddr"
+        rules += [
+            f"{_original(v)} @{starter}_pairs{v} accept",
+            f"{_reply(v)} @{answerer}_pairs{v} accept",
+            f"{errors} @{starter}_nets{v} accept",
+            f"{errors} @{answerer}_nets{v} accept",
+        ]
+    return rules
+
+
+def _original(v: int) -> str:
+    return f"ct direction original {IP[v]} saddr . {IP[v]} daddr . meta l4proto . th dport"
+
+
+def _reply(v: int) -> str:
+    return f"ct direction reply {IP[v]} daddr . {IP[v]} saddr . meta l4proto . th sport"
+
+
+def _input(came: str) -> tuple[str, ...]:
+    cleartext = [
+        f'iifname @uplinks {IP[v]} {side} @protected{v} counter drop comment "cleartext"'
+        for side in ("saddr", "daddr")
+        for v in (4, 6)
+    ]
+    return (
+        'iifname "lo" accept',
+        f"{came} jump from_tunnel",
+        *cleartext,
+        "ct state established,related accept",
+        "iifname @lans jump from_lan",
+        "iifname @uplinks jump from_uplink",
+        *_drop("input"),
+    )
+
+
+def _from_tunnel() -> list[str]:
+    rules: list[str] = []
+    for v in (4, 6):
+        rules += [
+            f"{IP[v]} daddr @answering{v} {ECHO[v]} accept",
+            f"{IP[v]} saddr @probed{v} meta l4proto {ICMP[v]} ct state established accept",
+            f"{IP[v]} daddr @site{v} {_original(v)} @remote_pairs{v} accept",
+            f"{IP[v]} daddr @site{v} {_reply(v)} @local_pairs{v} accept",
+            f"meta l4proto {ICMP[v]} ct state related accept",
+        ]
+    return rules + _management()
+
+
+def _from_lan() -> list[str]:
+    return [
+        "icmp type echo-request accept",
+        "icmpv6 type { echo-request, nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert } accept",
+        *_management(),
+    ]
+
+
+def _management() -> list[str]:
+    rules: list[str] = []
+    for v in (4, 6):
+        rules += [
+            f"{IP[v]} saddr @ssh_from{v} tcp dport 22 accept",
+            f"{IP[v]} saddr @metrics_from{v} tcp dport {METRICS_PORT} accept",
+            # OSPF, BGP and BFD: what a data centre's routers speak to learn our return routes.
+            f"{IP[v]} saddr @routing_from{v} meta l4proto ospf accept",
+            f"{IP[v]} saddr @routing_from{v} tcp dport 179 accept",
+            f"{IP[v]} saddr @routing_from{v} udp dport 3784 accept",
+        ]
+    return rules
+
+
+def _from_uplink(hub: bool) -> tuple[str, ...]:
+    dialled = (f"{IKE_INIT} jump ike_init", "udp dport 4500 accept") if hub else ()
+    return (
+        *dialled,
+        # What a working host needs: neighbours, router advertisements, and its own DHCP client's answers.
+        "icmpv6 type { nd-router-advert, nd-neighbor-solicit, nd-neighbor-advert } accept",
+        "udp sport 67 udp dport 68 accept",
+        "udp sport 547 udp dport 546 accept",
+    )
+
+
+def _ike_init() -> tuple[str, ...]:
+    sources = [
+        f'update @ike_init{v} {{ {IP[v]} saddr {INIT_PER_SOURCE} }} counter drop comment "ike_init_source"'
+        for v in (4, 6)
+    ]
+    return (*sources, f'{INIT_IN_ALL} counter drop comment "ike_init_all"')
+
+
+def _output(goes: str) -> tuple[str, ...]:
+    rules = ['oifname "lo" accept']
+    for v in (4, 6):
+        to_protected = f"{IP[v]} daddr @protected{v}"
+        rules += [
+            f"{to_protected} oifname @lans accept",
+            f"{to_protected} {goes} ct direction reply accept",
+            f"{to_protected} {goes} meta l4proto {ICMP[v]} ct state related accept",
+            f"{IP[v]} daddr @probed{v} {goes} {ECHO[v]} accept",
+            f"{IP[v]} saddr @site{v} {goes} {_original(v)} @local_pairs{v} accept",
+            f'{to_protected} counter drop comment "cleartext"',
+        ]
+    return tuple(rules)
