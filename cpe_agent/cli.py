@@ -10,14 +10,16 @@ import io
 import os
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 import msgspec
 
 from cpe_agent import __version__, app
-from cpe_agent.model.condition import Severity, Status
+from cpe_agent.listing import render_preview, render_verification
+from cpe_agent.model.condition import DrainAnswer, Severity
+from cpe_agent.model.document import MAX_BYTES, DocumentError
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
 from cpe_agent.settings import DEFAULT_PATH, Settings, SettingsError, load_settings
@@ -25,8 +27,12 @@ from cpe_agent.settings import DEFAULT_PATH, Settings, SettingsError, load_setti
 # What `status` says to a script; 4 (blocked) is kept free.
 EXIT_CODES = {Severity.OK: 0, Severity.DEGRADED: 1, Severity.DOWN: 2}
 NOT_RUNNING = 3
+# What `verify` says to a script.
+IN_SYNC, DIFFERS, NOT_VERIFIED = 0, 1, 3
 # Apart from those, so that a script does not take a misspelt option for a broken site: sysexits.h has the numbers.
 USAGE = 64
+BAD_DATA = 65
+NO_INPUT = 66
 UNAVAILABLE = 69
 NO_PERMISSION = 77
 CONFIGURATION = 78
@@ -56,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(str(error), CONFIGURATION)
     if asked.command == "run":
         return _run(configured)
+    if asked.command == "verify":
+        return _printed(lambda: _verify(configured, asked.json))
+    if asked.command in ("drain", "undrain"):
+        return _drain(configured, asked.command == "drain", asked.json)
+    if asked.command == "plan":
+        return _printed(lambda: _plan(configured, asked.file, asked.json))
     return _status(configured, asked.json, asked.watch)
 
 
@@ -76,8 +88,95 @@ def _parser() -> argparse.ArgumentParser:
     form = status.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the whole report, for programs")
     form.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    verify = commands.add_parser(
+        "verify",
+        parents=[common],
+        help="compare the kernel and charon with the signed document, now",
+        epilog="Exits 0 in sync, 1 with differences, 3 when it cannot be verified.",
+    )
+    verify.add_argument("--json", action="store_true", help="for programs")
+    plan = commands.add_parser(
+        "plan",
+        parents=[common],
+        help="what would be changed, changing nothing",
+        epilog="Exits 0 whatever it would change, 3 without a document; 64 and above when it could not find out.",
+    )
+    plan.add_argument("file", nargs="?", type=Path, metavar="FILE", help="for this document (JSON, need not be signed)")
+    plan.add_argument("--json", action="store_true", help="for programs")
+    for name, words in (
+        ("drain", "on a hub: let branches move to the other hub; lasts until undrain, over restarts"),
+        ("undrain", "on a hub: let branches come back"),
+    ):
+        drain = commands.add_parser(
+            name, parents=[common], help=words, epilog="Exits 0 also if nothing changed, 3 if no agent is running."
+        )
+        drain.add_argument("--json", action="store_true", help="for programs")
     commands.add_parser("version", parents=[common], help="print the version")
     return parser
+
+
+def _printed(report: Callable[[], tuple[int, str]]) -> int:
+    """Print what `report` found, and its exit code. The reader may stop reading."""
+    code, text = report()
+    try:
+        print(text, end="", flush=True)
+    except BrokenPipeError:
+        _stop_printing()
+    return code
+
+
+def _verify(configured: Settings, as_json: bool) -> tuple[int, str]:
+    try:
+        found = app.verify(configured)
+    except app.NoDocument as error:
+        return _failed(f"cannot verify: {error}", NOT_VERIFIED), ""
+    except EdgeError as error:
+        return _failed(f"cannot verify: {error}", NOT_VERIFIED), ""
+    return IN_SYNC if found.in_sync else DIFFERS, _json(found) if as_json else render_verification(found)
+
+
+def _plan(configured: Settings, file: Path | None, as_json: bool) -> tuple[int, str]:
+    try:
+        candidate = None if file is None else _read(file)
+        planned = app.plan(configured, candidate)
+    except OSError as error:
+        return _failed(f"{file} cannot be read: {error.strerror}", NO_INPUT), ""
+    except DocumentError as error:
+        return _failed(f"{file or 'the stored document'}: {error}", BAD_DATA), ""
+    except app.NoDocument as error:
+        return _failed(f"nothing to plan: {error}", NOT_VERIFIED), ""
+    except EdgeError as error:
+        return _failed(str(error), UNAVAILABLE), ""
+    return 0, _json(planned) if as_json else render_preview(planned)
+
+
+def _read(file: Path) -> bytes:
+    # One byte more than a document may have: the decoder says that it is too long.
+    with file.open("rb") as opened:
+        return opened.read(MAX_BYTES + 1)
+
+
+def _drain(configured: Settings, drained: bool, as_json: bool) -> int:
+    try:
+        answer = app.drain(configured, drained)
+    except EdgeError as error:
+        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING}.get(error.op, UNAVAILABLE)
+        return _failed(error.cause, code)
+    return _printed(lambda: (0, _json(answer) if as_json else _drain_words(answer)))
+
+
+def _drain_words(answer: DrainAnswer) -> str:
+    if answer.drained:
+        said = "is drained now" if answer.changed else "was drained already"
+        lines = [f"This hub {said}: its ready addresses do not answer, and branches move what another hub can serve."]
+        lines.append("Tunnels stay up, and what only this hub serves goes on. `cpe-agent undrain` takes it back.")
+    else:
+        said = "is no longer drained" if answer.changed else "was not drained"
+        lines = [f"This hub {said}{': it serves' if answer.serving else ', but does not serve yet'}."]
+        lines += [f"In the way: {reason}." for reason in answer.in_the_way]
+    if answer.warning:
+        lines.append(f"Warning: {answer.warning}.")
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _run(configured: Settings) -> int:
@@ -111,9 +210,13 @@ def _status(configured: Settings, as_json: bool, watch: bool) -> int:
     except KeyboardInterrupt:
         return code
     except BrokenPipeError:
-        # Whoever read has read enough (`| head`). Python would complain when it flushes at its end.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _stop_printing()
         return code
+
+
+def _stop_printing() -> None:
+    # Whoever read has read enough (`| head`). Python would complain when it flushes at its end.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _report(configured: Settings, as_json: bool) -> tuple[int, str]:
@@ -125,8 +228,8 @@ def _report(configured: Settings, as_json: bool) -> tuple[int, str]:
     return EXIT_CODES[status.severity], _json(status) if as_json else render(status, colour=_in_colour())
 
 
-def _json(status: Status) -> str:
-    return msgspec.json.format(msgspec.json.encode(status), indent=2).decode() + "\n"
+def _json(report: msgspec.Struct) -> str:
+    return msgspec.json.format(msgspec.json.encode(report), indent=2).decode() + "\n"
 
 
 def _in_colour() -> bool:

@@ -84,8 +84,9 @@ class RoutePort(Protocol):
 class ProbePort(Protocol):
     """ICMP echo from an address of ours."""
 
-    def send(self, source: str, target: str, sequence: int) -> bool:
-        """Send one echo request now. False if the kernel would not take it."""
+    def send(self, source: str, target: str, sequence: int, size: int = 0) -> bool:
+        """Send one echo request now; `size`: bytes of the whole IP packet (0: as small as can be). False if the kernel
+        would not take it."""
 
     async def replies(self) -> Sequence[Reply]:
         """Wait for replies; returns all that have come. rtt by kernel receive time."""
@@ -116,3 +117,8 @@ class StorePort(Protocol):
     def load_clock_floor(self) -> float: ...
 
     def save_clock_floor(self, wall_s: float) -> None: ...
+
+    def load_drained(self) -> bool:
+        """Whether an operator has drained this hub and not undrained it."""
+
+    def save_drained(self, drained: bool) -> None: ...

@@ -7,21 +7,16 @@ Pure: the same network gives the same documents. Version, epoch and times are th
 from __future__ import annotations
 
 import datetime as dt
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import msgspec
 
 from cpe_agent.model import document
-from cpe_agent.model.document import Document, Endpoint, Pair, Peer
+from cpe_agent.model.document import Document, Endpoint, Peer
 from cpe_controller.addresses import Allocation, allocate
-from cpe_controller.network import Hub, Network, Permit, Site, identity
-
-Initiator = Literal["local", "remote", "either"]
-
-_BRANCH_SAYS: dict[str, Initiator] = {"branch": "local", "service": "remote", "either": "either"}
-_HUB_SAYS: dict[str, Initiator] = {"branch": "remote", "service": "local", "either": "either"}
+from cpe_controller.network import Hub, Network, Site, identity
+from cpe_controller.pairs import pairs_of
 
 
 @dataclass(frozen=True)
@@ -37,7 +32,7 @@ def compile_network(
     network: Network, addresses: Allocation, trust: document.Trust, stamps: Mapping[str, Stamp]
 ) -> dict[str, Document]:
     """One document per site. Raises `NetworkError` where a site's document would be refused."""
-    pairs = _pairs(network)
+    pairs = pairs_of(network, addresses)
     documents: dict[str, Document] = {}
     for site in network.sites:
         stamp = stamps[site.name]
@@ -65,7 +60,8 @@ def compile_network(
             classes=dict(network.classes),
             ipsec=network.ipsec,
             policy=network.policy,
-            management=network.management,
+            management=site.management,
+            drain=isinstance(site, Hub) and site.drain,
             hub_nat=isinstance(site, Hub) and site.hub_nat,
         )
         try:
@@ -141,44 +137,3 @@ def _peer(network: Network, site: Site, other: Site, dial: bool, addresses: Allo
         endpoints=_endpoints(other, addresses) if dial else (),
         path_addresses=() if dial else tuple(theirs[f"path/{uplink.name}"] for uplink in other.uplinks),
     )
-
-
-def _pairs(network: Network) -> dict[str, list[Pair]]:
-    """A permit is a pair for every LAN of every branch it names, and the same pair from the other end at each hub."""
-    pairs: dict[str, list[Pair]] = {site.name: [] for site in network.sites}
-    branches = {branch.name: branch for branch in network.branches}
-    for permit in network.permits:
-        service = network.service(permit.service)
-        for name in permit.branches:
-            for lan in branches[name].lans:
-                if lan.subnet.version != service.subnet.version:
-                    continue
-                pair_id = _free_id(f"{name}.{lan.name}>{service.name}", pairs[name])
-                ends = (str(lan.subnet), str(service.subnet))
-                pairs[name].append(_pair(pair_id, ends, _BRANCH_SAYS[permit.initiator], service.at, permit))
-                for hub in service.at:
-                    pairs[hub].append(_pair(pair_id, ends[::-1], _HUB_SAYS[permit.initiator], (name,), permit))
-    return pairs
-
-
-def _pair(pair_id: str, ends: tuple[str, ...], initiator: Initiator, peers: tuple[str, ...], permit: Permit) -> Pair:
-    return Pair(
-        id=pair_id,
-        local=ends[0],
-        remote=ends[1],
-        initiator=initiator,
-        peers=peers,
-        protocol=permit.protocol,
-        ports=permit.ports,
-        class_=permit.class_,
-    )
-
-
-def _free_id(wanted: str, pairs: Sequence[Pair]) -> str:
-    """`wanted`, or with -2, -3 ... where one permit is not the only one between the two."""
-    taken = {pair.id for pair in pairs}
-    number, pair_id = 1, wanted
-    while pair_id in taken:
-        number += 1
-        pair_id = f"{wanted}-{number}"
-    return pair_id

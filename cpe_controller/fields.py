@@ -40,6 +40,9 @@ class Field:
     def error(self, reason: str) -> NetworkError:
         return NetworkError(self.source, self.line, self.path, reason)
 
+    def is_mapping(self) -> bool:
+        return isinstance(self._node, yaml.MappingNode)
+
     def mapping(self) -> dict[str, Field]:
         """Names to fields, in the file's order."""
         if not isinstance(self._node, yaml.MappingNode):

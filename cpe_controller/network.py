@@ -1,7 +1,7 @@
 """What is a network?
 
 Frozen data, as parse.py reads it from network.yaml: every name is known, no subnet overlaps one that it must not, every
-permit is served by a hub, and of two hubs exactly one dials. What goes into documents as it is (policy, classes ...) is
+service is at a hub, and of two hubs exactly one dials. What goes into documents as it is (policy, classes ...) is
 of the documents' own types.
 """
 
@@ -20,7 +20,7 @@ Subnet = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 @dataclass(frozen=True)
 class Lan:
-    """A subnet of a site, on one of its interfaces or behind a router in it."""
+    """A subnet of a site, on one of its interfaces or behind the LAN router `via`, which is on that interface."""
 
     name: str
     subnet: Subnet
@@ -51,6 +51,7 @@ class Site:
     field: str
     uplinks: tuple[Uplink, ...]
     lans: tuple[Lan, ...]
+    management: document.Management
 
 
 @dataclass(frozen=True)
@@ -59,30 +60,53 @@ class Hub(Site):
 
     endpoints: tuple[tuple[str, str], ...]
     dials: tuple[str, ...]
+    drain: bool
     hub_nat: bool
 
 
 @dataclass(frozen=True)
 class Service:
-    """A named server subnet, the hubs it is behind (best first), and what is spoken there (None: anything)."""
+    """Named servers: their subnets (at most one of each IP version), the hubs they are behind (best first), and what is
+    spoken there (None: anything)."""
 
     name: str
-    subnet: Subnet
+    subnets: tuple[Subnet, ...]
     at: tuple[str, ...]
     protocol: str | None
     ports: tuple[str, ...]
+    probe: document.ServiceProbe | None
+
+
+@dataclass(frozen=True)
+class End:
+    """Who a permit is from: a LAN of a site, or (None) the site's router itself.
+
+    `named` says how the file names it: as this LAN, as its site, or as one of a group (branches, hubs).
+    """
+
+    site: str
+    lan: str | None
+    named: Literal["lan", "site", "group"]
 
 
 @dataclass(frozen=True)
 class Permit:
-    """These branches may talk to this service. Protocol and ports are the responder's, as in a document's pair."""
+    """These ends may talk to this service, or to these sites' routers. `field` is its path in the file, for errors.
 
-    branches: tuple[str, ...]
-    service: str
-    initiator: Literal["branch", "service", "either"]
+    Protocol and ports are the responder's, as in a document's pair; `label` tells it, in pair ids, from other permits
+    between the same ends.
+    """
+
+    field: str
+    ends: tuple[End, ...]
+    service: Service | None
+    routers: tuple[str, ...]
+    starts: Literal["from", "to", "either"]
     class_: str
     protocol: str | None
     ports: tuple[str, ...]
+    label: str
+    log: bool
 
 
 @dataclass(frozen=True)
@@ -99,7 +123,6 @@ class Network:
     classes: Mapping[str, document.Class]
     ipsec: document.Ipsec
     policy: document.Policy
-    management: document.Management
     lifetime_days: int
     on_expiry: Literal["keep", "block"]
     source: str = field(compare=False)
@@ -110,8 +133,9 @@ class Network:
         """Hubs first, in the file's order."""
         return (*self.hubs, *self.branches)
 
-    def service(self, name: str) -> Service:
-        return next(service for service in self.services if service.name == name)
+    def error_at(self, field: str, reason: str) -> NetworkError:
+        """An error at a field that the file has."""
+        return NetworkError(self.source, self.lines[field], field, reason)
 
     def error(self, site: Site, path: str, reason: str) -> NetworkError:
         """An error in a site's document, put where the file says it, as nearly as its field names are the same."""

@@ -7,19 +7,20 @@ the file says them.
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Literal, cast
 
 from cpe_agent.model import document
 from cpe_controller import values
 from cpe_controller.fields import Field, Record, read
-from cpe_controller.network import Hub, Lan, Network, Permit, Service, Site, Uplink
+from cpe_controller.network import Hub, Lan, Network, Site, Uplink
 from cpe_controller.overlaps import check_overlaps
-
-# In `permits`: every branch, also those that are added later. No site may have this name.
-ALL_BRANCHES = "branches"
+from cpe_controller.permits import ALL_BRANCHES, ALL_HUBS, permits, services
 
 _SITE = ("uplinks", "lans")
+_HUB = ("dials", "drain", "hub_nat", "management")
 _TOP = (
     *("controllers", "lifetime_days", "on_expiry", "probe", "policy", "ipsec", "classes", "management"),
     *("branches", "services", "permits"),
@@ -32,12 +33,13 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     top = whole.record(("network", "overlay", "hubs"), _TOP)
     name = values.named(top["network"], top["network"].text())
     probe = values.probing(top.get("probe"), document.Probing())
-    hubs = _hubs(top["hubs"], probe)
-    branches = _branches(top, probe, {hub.name for hub in hubs})
+    management = values.management(top.get("management"), document.Management())
+    hubs = _hubs(top["hubs"], probe, management)
+    branches = _branches(top, probe, management, {hub.name for hub in hubs})
     overlay = values.subnet(top["overlay"])
     check_overlaps(overlay, (*hubs, *branches), source, whole.lines)
     classes = values.classes(top.mapping("classes"))
-    services = _services(top, hubs)
+    known = services(top.mapping("services"), hubs)
     on_expiry = top.get("on_expiry")
     return Network(
         name=name,
@@ -45,12 +47,11 @@ def parse(text: str, source: str = "network.yaml") -> Network:
         controllers=tuple(values.url(field) for field in top.items("controllers")),
         hubs=hubs,
         branches=branches,
-        services=tuple(services.values()),
-        permits=_permits(top, services, {branch.name for branch in branches}, classes),
+        services=tuple(known.values()),
+        permits=permits(top.get("permits"), (*hubs, *branches), known, classes),
         classes=classes,
         ipsec=values.ipsec(top.get("ipsec")),
         policy=values.policy(top.get("policy")),
-        management=values.management(top.get("management")),
         lifetime_days=values.lifetime_days(top.get("lifetime_days")),
         on_expiry=cast(Literal["keep", "block"], on_expiry.choice("keep", "block")) if on_expiry else "keep",
         source=source,
@@ -58,13 +59,16 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     )
 
 
-def _hubs(field: Field, probe: document.Probing) -> tuple[Hub, ...]:
+def _hubs(field: Field, probe: document.Probing, management: document.Management) -> tuple[Hub, ...]:
     found = field.mapping()
     if not found:
         raise field.error("lists no hub; at least one is needed")
     for name, hub in found.items():
         _site_name(hub, name)
-    records = {name: hub.record((*_SITE, "endpoints"), ("dials", "hub_nat")) for name, hub in found.items()}
+    records = {
+        name: hub.record((*_SITE, "endpoints"), ("dials", "drain", "hub_nat", "management"))
+        for name, hub in found.items()
+    }
     endpoints = {name: _endpoints(record["endpoints"]) for name, record in records.items()}
     _check_endpoints(records, endpoints)
     dials = _dials(records)
@@ -74,28 +78,34 @@ def _hubs(field: Field, probe: document.Probing) -> tuple[Hub, ...]:
             field=record.whole.path,
             uplinks=_uplinks(record["uplinks"], probe),
             lans=_lans(record["lans"]),
+            management=values.management(record.get("management"), management),
             endpoints=endpoints[name],
             dials=dials[name],
+            drain=record.boolean("drain"),
             hub_nat=record.boolean("hub_nat"),
         )
         for name, record in records.items()
     )
 
 
-def _branches(top: Record, probe: document.Probing, hubs: set[str]) -> tuple[Site, ...]:
+def _branches(
+    top: Record, probe: document.Probing, management: document.Management, hubs: set[str]
+) -> tuple[Site, ...]:
     branches = []
     for name, field in top.mapping("branches").items():
         _site_name(field, name)
         if name in hubs:
             raise field.error("is the name of a hub too; give one of them another name")
-        record = field.record(_SITE, ())
-        branches.append(Site(name, field.path, _uplinks(record["uplinks"], probe), _lans(record["lans"])))
+        record = field.record(_SITE, ("management",))
+        own = values.management(record.get("management"), management)
+        branches.append(Site(name, field.path, _uplinks(record["uplinks"], probe), _lans(record["lans"]), own))
     return tuple(branches)
 
 
 def _site_name(field: Field, name: str) -> None:
-    if name == ALL_BRANCHES:
-        raise field.error(f"{ALL_BRANCHES!r} means every branch in permits; give the site another name")
+    for group, means in ((ALL_BRANCHES, "branch"), (ALL_HUBS, "hub")):
+        if name == group:
+            raise field.error(f"{group!r} means every {means} in permits; give the site another name")
     values.named(field, name)
 
 
@@ -103,11 +113,7 @@ def _endpoints(field: Field) -> tuple[tuple[str, str], ...]:
     endpoints = []
     for name, endpoint in field.mapping().items():
         values.named(endpoint, name)
-        address = endpoint.record(("address",), ())["address"]
-        text = address.text()
-        if any(c.isspace() or c in ",%#/" for c in text):
-            raise address.error(f"{text!r} is no address or host name; write one, as in 203.0.113.10")
-        endpoints.append((name, text))
+        endpoints.append((name, values.host(endpoint.record(("address",), ())["address"])))
     if not endpoints:
         raise field.error("lists no endpoint; branches need at least one to dial")
     return tuple(endpoints)
@@ -175,105 +181,38 @@ def _uplinks(field: Field, probe: document.Probing) -> tuple[Uplink, ...]:
 
 
 def _lans(field: Field) -> tuple[Lan, ...]:
-    lans = []
+    lans: list[Lan] = []
+    behind: list[tuple[int, Field]] = []
     for name, lan in field.mapping().items():
         values.named(lan, name)
         record = lan.record(("subnet",), ("interface", "via", "check"))
         if "interface" not in record and "via" not in record:
             raise lan.error("has neither interface nor via; say which interface it is on, or which router it is behind")
         subnet = values.subnet(record["subnet"])
-        for key in ("via", "check"):
-            if key in record:
-                values.address(record[key], subnet.version)
-        lans.append(Lan(name, subnet, record.text("interface"), record.text("via"), record.text("check")))
+        via, check = (
+            values.address(record[key], subnet.version) if key in record else None for key in ("via", "check")
+        )
+        if check is not None and ipaddress.ip_address(check) not in subnet:
+            raise record["check"].error(f"{check} is not in {subnet}; write a machine of this LAN that always answers")
+        if via is not None:
+            behind.append((len(lans), record["via"]))
+        lans.append(Lan(name, subnet, record.text("interface"), via, check))
+    direct = [lan for lan in lans if lan.via is None]
+    for position, field_of_via in behind:
+        lans[position] = _behind(lans[position], field_of_via, direct)
     return tuple(lans)
 
 
-def _services(top: Record, hubs: tuple[Hub, ...]) -> dict[str, Service]:
-    services: dict[str, Service] = {}
-    for name, field in top.mapping("services").items():
-        values.named(field, name)
-        record = field.record(("subnet",), ("at", "protocol", "ports"))
-        subnet = values.subnet(record["subnet"])
-        serving = [hub.name for hub in hubs if any(values.within(subnet, lan.subnet) for lan in hub.lans)]
-        if not serving:
-            raise record["subnet"].error(f"{subnet} is in no LAN of a hub; add it to the hub that serves it")
-        at: list[str] = []
-        for item in record.items("at"):
-            hub = item.text()
-            if hub not in serving:
-                raise item.error(f"{hub!r} has no LAN with {subnet}; use {', '.join(serving)}")
-            if hub in at:
-                raise item.error(f"{hub!r} is listed twice; keep one")
-            at.append(hub)
-        if "at" in record and not at:
-            raise record["at"].error(f"lists no hub; use {', '.join(serving)}")
-        service = Service(name, subnet, tuple(at or serving), *_protocol(record, None, ()))
-        for other in services.values():
-            # A packet to the subnet must have one list of hubs, or two bundles would claim it.
-            if values.overlap(other.subnet, subnet) and other.at != service.at:
-                raise field.error(
-                    f"{subnet} overlaps {other.subnet} of services.{other.name}, which is at {', '.join(other.at)}; "
-                    f"let both be at the same hubs in the same order"
-                )
-        services[name] = service
-    return services
-
-
-def _permits(
-    top: Record, services: Mapping[str, Service], branches: set[str], classes: Mapping[str, document.Class]
-) -> tuple[Permit, ...]:
-    permits: list[Permit] = []
-    lines: dict[tuple[object, ...], int] = {}
-    field = top.get("permits")
-    for item in [] if field is None else field.sequence():
-        record = item.record(("from", "to"), ("initiator", "class", "protocol", "ports"))
-        service = record["to"].text()
-        if service not in services:
-            raise record["to"].error(f"{service!r} is no service; use {', '.join(services) or 'a name under services'}")
-        initiator = record["initiator"].choice("branch", "service", "either") if "initiator" in record else "branch"
-        class_ = record.text("class") or "default"
-        if class_ != "default" and class_ not in classes:
-            raise record["class"].error(f"{class_!r} is no class; use {', '.join(['default', *classes])}")
-        protocol, ports = _protocol(record, services[service].protocol, services[service].ports)
-        if initiator == "service" and ports and "ports" not in record:
-            raise item.error("the service starts, so ports are the branch's; write protocol and ports in this permit")
-        named = _from(record["from"], branches)
-        for branch in named:
-            what = (branch, service, protocol, ports, initiator)
-            if what in lines:
-                raise item.error(f"{branch} to {service} is permitted in line {lines[what]} already; keep one")
-            lines[what] = item.line
-        starts = cast(Literal["branch", "service", "either"], initiator)
-        permits.append(Permit(named, service, starts, class_, protocol, ports))
-    return tuple(permits)
-
-
-def _from(field: Field, branches: set[str]) -> tuple[str, ...]:
-    """Every branch that a permit names, once."""
-    named: dict[str, None] = {}
-    if not field.one_or_more():
-        raise field.error(f"names no branch; write one, or {ALL_BRANCHES} for all")
-    for item in field.one_or_more():
-        name = item.text()
-        if name == ALL_BRANCHES:
-            named.update(dict.fromkeys(sorted(branches)))
-        elif name in branches:
-            named[name] = None
-        else:
-            raise item.error(f"{name!r} is no branch; use {', '.join([*sorted(branches), ALL_BRANCHES])}")
-    return tuple(named)
-
-
-def _protocol(record: Record, protocol: str | None, ports: tuple[str, ...]) -> tuple[str | None, tuple[str, ...]]:
-    if "protocol" in record:
-        protocol = record["protocol"].text()
-        ports = ()
-        values.told(record["protocol"], document.protocol_number)
-    if "ports" in record:
-        if protocol not in ("tcp", "udp"):
-            raise record["ports"].error("needs protocol tcp or udp; add it")
-        for item in record.items("ports"):
-            values.told(item, document.port_range)
-        ports = tuple(item.text() for item in record.items("ports"))
-    return protocol, ports
+def _behind(lan: Lan, via: Field, direct: list[Lan]) -> Lan:
+    """The LAN with the interface on which its router is: that of the LAN which has the router's address."""
+    address = ipaddress.ip_address(via.text())
+    if address.is_link_local:
+        if lan.interface is None:
+            raise via.error(f"{address} is on every interface; write which is meant, as interface: lan0")
+        return lan
+    there = next((other for other in direct if address in other.subnet), None)
+    if there is None:
+        raise via.error(f"{address} is in no LAN that this site is on; add the LAN that the router is in")
+    if lan.interface not in (None, there.interface):
+        raise via.error(f"{address} is in LAN {there.name}, on {there.interface}; leave interface out")
+    return replace(lan, interface=there.interface)

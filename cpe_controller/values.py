@@ -42,11 +42,20 @@ def subnet(field: Field) -> Subnet:
 def address(field: Field, version: int) -> str:
     text = field.text()
     try:
-        if ipaddress.ip_address(text).version == version:
-            return text
+        found = ipaddress.ip_address(text)
+        if found.version == version and "%" not in text:
+            return str(found)
     except ValueError:
         pass
     raise field.error(f"{text!r} is no IPv{version} address; write one without /")
+
+
+def host(field: Field) -> str:
+    """An address or a host name."""
+    text = field.text()
+    if any(c.isspace() or c in ",%#/" for c in text):
+        raise field.error(f"{text!r} is no address or host name; write one, as in 203.0.113.10")
+    return text
 
 
 def url(field: Field) -> str:
@@ -104,15 +113,22 @@ def policy(field: Field | None) -> document.Policy:
     )
 
 
-def management(field: Field | None) -> document.Management:
+def management(field: Field | None, default: document.Management) -> document.Management:
+    """What is written takes the place of the default, list by list."""
     if field is None:
-        return document.Management()
+        return default
     record = field.record((), ("metrics_from", "ssh_from", "routing_from", "time_servers"))
+
+    def subnets(key: str, otherwise: tuple[str, ...]) -> tuple[str, ...]:
+        return tuple(str(subnet(item)) for item in record.items(key)) if key in record else otherwise
+
     return document.Management(
-        metrics_from=tuple(str(subnet(item)) for item in record.items("metrics_from")),
-        ssh_from=tuple(str(subnet(item)) for item in record.items("ssh_from")),
-        routing_from=tuple(str(subnet(item)) for item in record.items("routing_from")),
-        time_servers=tuple(item.text() for item in record.items("time_servers")),
+        metrics_from=subnets("metrics_from", default.metrics_from),
+        ssh_from=subnets("ssh_from", default.ssh_from),
+        routing_from=subnets("routing_from", default.routing_from),
+        time_servers=tuple(host(item) for item in record.items("time_servers"))
+        if "time_servers" in record
+        else default.time_servers,
     )
 
 

@@ -190,6 +190,7 @@ statuses = st.builds(
             rtt_ms=maybe_ms,
             jitter_ms=maybe_ms,
             loss_percent=st.floats(0, 100),
+            mtu=st.none() | st.integers(576, 9000),
             ready=st.booleans(),
             bundles=st.just(()),
             bytes_in=count,

@@ -10,10 +10,16 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable
+from functools import lru_cache
+from operator import attrgetter
 
 import msgspec
 
 Range = tuple[int, int]
+
+_AXES = ("source", "destination", "protocol", "port")
+# Texts of addresses that are kept: all subnets of a large hub, in both directions of the translation.
+_KEPT = 1 << 15
 
 
 class Box(msgspec.Struct, frozen=True, order=True):
@@ -31,6 +37,7 @@ class Box(msgspec.Struct, frozen=True, order=True):
         return (self.source, self.destination, self.protocol, self.port)
 
 
+@lru_cache(_KEPT)
 def network_range(text: str) -> tuple[int, Range]:
     """ "10.1.0.0/24" -> (4, (first, last))."""
     network = ipaddress.ip_network(text)
@@ -39,52 +46,74 @@ def network_range(text: str) -> tuple[int, Range]:
 
 def disjoint(boxes: Iterable[Box]) -> tuple[Box, ...]:
     """Boxes without overlap that admit exactly what `boxes` admit. Wider boxes are kept whole, so edits stay small."""
-    kept: list[Box] = []
-    work: list[tuple[list[Box], list[Box]]] = [(sorted(set(boxes)), [])]
+    return tuple(sorted(piece for pieces in cut(boxes).values() for piece in pieces))
+
+
+def cut(boxes: Iterable[Box]) -> dict[Box, tuple[Box, ...]]:
+    """What is left of each box once all wider ones that touch it are cut out (`remains`); nothing, for many."""
+    found: dict[Box, tuple[Box, ...]] = dict.fromkeys(boxes, ())
+    work: list[tuple[list[Box], list[Box]]] = [(sorted(found), [])]
     while work:
         # Only boxes that touch in every axis are compared: among thousands of pairs few do, once the widest is out.
         group, wider = work.pop()
-        parts = _parts(group)
+        parts = _parts(group) if len(group) > 1 else [group]
         if len(parts) > 1:
             for part in parts:
-                work.append((part, [hole for hole in wider if any(_touch(box, hole) for box in part)]))
+                work.append((part, [hole for hole in wider if any(touch(box, hole) for box in part)]))
             continue
-        widest = max(group, key=lambda b: (_size(b), b), default=None)
-        if widest is None:
+        if not group:
             continue
-        pieces = [widest]
-        for hole in wider:
-            pieces = [rest for piece in pieces for rest in subtract(piece, hole)]
-        kept += pieces
-        work.append(([box for box in group if not _within(box, widest)], [*wider, widest]))
-    return tuple(sorted(kept))
+        widest = max(group, key=width) if len(group) > 1 else group[0]
+        found[widest] = remains(widest, wider)
+        if len(group) > 1:
+            work.append(([box for box in group if not _within(box, widest)], [*wider, widest]))
+    return found
+
+
+def remains(box: Box, wider: Iterable[Box]) -> tuple[Box, ...]:
+    """`box` without `wider` (the widest first): disjoint, and none if they cover it. Boxes that touch it not change
+    nothing, nor do those that lie within another one of `wider`."""
+    pieces = [box]
+    for hole in wider:
+        pieces = [rest for piece in pieces for rest in subtract(piece, hole)]
+    return tuple(pieces)
+
+
+def width(box: Box) -> tuple[int, Box]:
+    """Orders boxes by what they admit; of two equals one comes first all the same."""
+    size = 1
+    for first, last in box.ranges:
+        size *= last - first + 1
+    return size, box
 
 
 def _parts(boxes: list[Box]) -> list[list[Box]]:
     """Groups such that boxes of different groups do not overlap."""
     groups = [boxes]
+    single: list[list[Box]] = []
     before = 0
     # Parted in one axis, a group may fall apart in another where it held together before.
-    while len(groups) != before:
-        before = len(groups)
-        for axis in range(4):
+    while len(groups) + len(single) != before:
+        before = len(groups) + len(single)
+        for axis in _AXES:
             groups = [part for group in groups for part in _split(group, axis)]
-    return groups
+            single += [group for group in groups if len(group) == 1]
+            groups = [group for group in groups if len(group) > 1]
+    return single + groups
 
 
-def _split(boxes: list[Box], axis: int) -> list[list[Box]]:
-    """Groups such that boxes of different groups do not overlap in `axis` (0 source .. 3 port)."""
-    if len(boxes) < 2:
-        return [boxes]
+def _split(boxes: list[Box], axis: str) -> list[list[Box]]:
+    """Groups such that boxes of different groups do not overlap in `axis`."""
     groups: list[list[Box]] = []
     reach = (-1, -1)
-    for box in sorted(boxes, key=lambda b: (b.version, b.ranges[axis])):
-        first, last = box.ranges[axis]
-        if (box.version, first) > reach:
+    place = attrgetter("version", axis)
+    for box in sorted(boxes, key=place):
+        version, (first, last) = place(box)
+        if (version, first) > reach:
             groups.append([])
-            reach = (box.version, last)
+            reach = (version, last)
         groups[-1].append(box)
-        reach = max(reach, (box.version, last))
+        reach = max(reach, (version, last))
     return groups
 
 
@@ -92,7 +121,7 @@ def _overlap(one: Range, other: Range) -> bool:
     return one[0] <= other[1] and other[0] <= one[1]
 
 
-def _touch(box: Box, other: Box) -> bool:
+def touch(box: Box, other: Box) -> bool:
     return box.version == other.version and all(
         _overlap(mine, theirs) for mine, theirs in zip(box.ranges, other.ranges, strict=True)
     )
@@ -104,16 +133,9 @@ def _within(box: Box, wide: Box) -> bool:
     )
 
 
-def _size(box: Box) -> int:
-    size = 1
-    for first, last in box.ranges:
-        size *= last - first + 1
-    return size
-
-
 def subtract(box: Box, hole: Box) -> list[Box]:
     """`box` without `hole`: at most eight boxes, disjoint."""
-    if not _touch(box, hole):
+    if not touch(box, hole):
         return [box]
     rest: list[Box] = []
     ranges = list(box.ranges)
@@ -139,6 +161,7 @@ def address_pair(box: Box) -> str:
     return f"{_addresses(box.version, box.source)} . {_addresses(box.version, box.destination)}"
 
 
+@lru_cache(_KEPT)
 def _addresses(version: int, bounds: Range) -> str:
     kind = ipaddress.IPv4Address if version == 4 else ipaddress.IPv6Address
     first, last = kind(bounds[0]), kind(bounds[1])

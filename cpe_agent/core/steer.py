@@ -11,6 +11,10 @@ Pure. Theory of operation, per bundle, with its paths ranked best first:
 | a better path has been healthy for `failback_s`     | move there (make before break)                            |
 | otherwise                                           | stay                                                      |
 
+A hub is willing to serve or not as a whole, and says so on every path at about the same time: while one path says no,
+none of that hub's paths is usable. A bundle that no willing hub can take stays with the unwilling one, and there moves
+only when its path is down (or starts, once nobody better is left to wait for).
+
 A path that never fell need not earn `failback_s`: at start the better link wins although it came up second.
 """
 
@@ -84,25 +88,45 @@ def step(
 def _choose(
     bundle: Bundle, present: Path | None, tracks: Mapping[Path, Track], failback_s: float, since: float, now: float
 ) -> tuple[Path | None, str, float]:
-    usable = [path for path in bundle.paths if path in tracks and tracks[path].usable()]
+    refusing = [path for path in bundle.paths if path in tracks and _refuses(tracks[path])]
+    unwilling = {path.peer for path in refusing}
+    usable = [p for p in bundle.paths if p in tracks and tracks[p].usable() and p.peer not in unwilling]
     best = usable[0] if usable else None
     if present is None:
         if best is None:
-            return None, "", math.inf
+            return _start_unwilling(bundle, refusing, tracks, since, now)
         better = bundle.paths[: bundle.paths.index(best)]
         dialling = any(path in tracks and tracks[path].state is State.UNKNOWN for path in better)
         if dialling and now < since + GRACE_S:
             return None, "", since + GRACE_S
         return best, "start", math.inf
     if present not in bundle.paths:
-        return best, "path_removed", math.inf
+        return best or next(iter(refusing), None), "path_removed", math.inf
     track = tracks.get(present)
     if track is None or track.state is State.DOWN:
-        return best or present, f"path_down_{track.reason}" if track else "path_down", math.inf
-    # Its ready address must have had its chances: after a restart it was not asked yet, and that moves nothing.
-    if track.state is State.UP and not track.ready and track.unready_rounds >= track.misses:
+        alive = best or next(iter(refusing), None)
+        return alive or present, f"path_down_{track.reason}" if track else "path_down", math.inf
+    if present.peer in unwilling:
         return best or present, "peer_not_ready", math.inf
     return _failback(bundle, present, usable, tracks, failback_s, now)
+
+
+def _refuses(track: Track) -> bool:
+    """Is the peer not willing to serve? Its ready address must have had its chances: after a restart it was not asked
+    yet, and that moves nothing."""
+    return track.state is State.UP and not track.ready and track.unready_rounds >= track.misses
+
+
+def _start_unwilling(
+    bundle: Bundle, refusing: list[Path], tracks: Mapping[Path, Track], since: float, now: float
+) -> tuple[Path | None, str, float]:
+    """No hub is willing: one that is not is better than none."""
+    if not refusing:
+        return None, "", math.inf
+    dialling = any(path in tracks and tracks[path].state is State.UNKNOWN for path in bundle.paths)
+    if dialling and now < since + GRACE_S:
+        return None, "", since + GRACE_S
+    return refusing[0], "start", math.inf
 
 
 def _failback(

@@ -79,7 +79,7 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
         sas = by_stem.pop(connection.stem, [])
         path = connection.path
         if path is None:
-            ends += _answering_ends(connection, sas)
+            ends += _answering_ends(connection, sas, wanted.stale)
             continue
         start, path_ends = _dialled(connection, path, wanted, sas, carrying)
         ends += path_ends
@@ -239,10 +239,13 @@ def _surplus(
     return ends
 
 
-def _answering_ends(connection: Connection, sas: Iterable[IkeSa]) -> list[TunnelOp]:
-    """On the answering side: end what our present configuration would not agree to any more."""
+def _answering_ends(connection: Connection, sas: Iterable[IkeSa], stale: frozenset[int]) -> list[TunnelOp]:
+    """On the answering side: end what our present configuration would not agree to any more, and what is left over."""
     ends: list[TunnelOp] = []
     for sa in sas:
+        if sa.unique_id in stale and not sa.busy:
+            ends.append(TerminateIke(sa.unique_id, force=False))
+            continue
         for child in () if sa.busy else sa.children:
             config = _config(connection, child.name)
             if child.installed and (config is None or not _covered(child, config)):

@@ -178,4 +178,9 @@ def _output(goes: str) -> tuple[str, ...]:
             f"{IP[v]} saddr @site{v} {goes} {_original(v)} @local_pairs{v} accept",
             f'{to_protected} counter drop comment "cleartext"',
         ]
+    # Our kernel would answer what it does not forward, and fragments that never become whole, to whatever source they
+    # claim: a site says nothing to the internet, least of all to a protected address.
+    errors = "{ destination-unreachable, time-exceeded, parameter-problem }"
+    for icmp in ("icmp", "icmpv6"):
+        rules.append(f'oifname @uplinks {icmp} type {errors} counter drop comment "uplink_output"')
     return tuple(rules)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable
 
+from cpe_agent.core.addresses import host, network
 from cpe_agent.core.uplinks import ResolvedUplink
 from cpe_agent.model import dataplane as dp
 from cpe_agent.model.dataplane import Backend, Route, Routes, Rule
@@ -55,7 +56,7 @@ def routes(
         if uplink is not None:
             _add_uplink(uplink, dp.UPLINK_TABLES + index, wanted_rules, wanted_routes)
     return Routes(
-        addresses=frozenset(_host(address) for address in own_addresses(document, ready)) | _anchors(document, backend),
+        addresses=frozenset(host(address) for address in own_addresses(document, ready)) | _anchors(document, backend),
         rules=frozenset(wanted_rules),
         routes=frozenset(wanted_routes),
         devices=frozenset() if backend is Backend.USERLAND else frozenset({backend.device}),
@@ -78,8 +79,8 @@ def _anchors(document: Document, backend: Backend) -> frozenset[str]:
     router it has none: there the network address, which no host has, stands in (nothing can for a single host)."""
     if backend is Backend.KERNEL:
         return frozenset()
-    networks = [ipaddress.ip_network(lan.subnet) for lan in document.lans if lan.via]
-    return frozenset(_host(str(n.network_address)) for n in networks if n.num_addresses > 2)
+    networks = [network(lan.subnet) for lan in document.lans if lan.via]
+    return frozenset(host(str(n.network_address)) for n in networks if n.num_addresses > 2)
 
 
 def lan_interface(document: Document, lan: Lan) -> str | None:
@@ -87,7 +88,7 @@ def lan_interface(document: Document, lan: Lan) -> str | None:
     if lan.interface or not lan.via:
         return lan.interface
     router = ipaddress.ip_address(lan.via)
-    within = (other for other in document.lans if router in ipaddress.ip_network(other.subnet))
+    within = (other for other in document.lans if router in network(other.subnet))
     return next((other.interface for other in within), None)
 
 
@@ -96,22 +97,18 @@ def remote_subnets(document: Document) -> set[str]:
     found: set[str] = set()
     for peer in document.peers.values():
         found |= set(peer.lans)
-        found.add(_host(peer.site_address))
-        found |= {_host(address) for address in peer.path_addresses}
+        found.add(host(peer.site_address))
+        found |= {host(address) for address in peer.path_addresses}
         for endpoint in peer.endpoints:
-            found |= {_host(endpoint.probe_address), _host(endpoint.ready_address)}
+            found |= {host(endpoint.probe_address), host(endpoint.ready_address)}
     return found
-
-
-def _host(address: str) -> str:
-    return str(ipaddress.ip_network(address))
 
 
 def _families(document: Document, uplinks: Iterable[ResolvedUplink]) -> set[int]:
     """IP versions that our routing must lock: 4 always (a stray IPv4 LAN host is always possible), 6 if in use."""
     texts = [lan.subnet for lan in document.lans] + [u.path_address for u in document.uplinks.values()]
     texts += sorted(remote_subnets(document))
-    found: set[int] = {ipaddress.ip_network(text).version for text in texts}
+    found: set[int] = {network(text).version for text in texts}
     found |= {version for uplink in uplinks for version in uplink.addresses}
     return found | {4}
 

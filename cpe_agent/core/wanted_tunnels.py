@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Iterable, Mapping
 
+from cpe_agent.core.addresses import host
 from cpe_agent.core.selectors import outermost
 from cpe_agent.core.uplinks import ResolvedUplink
 from cpe_agent.model.dataplane import PROBE_CHILD, TRAFFIC_CHILD, Backend, Bundle, Child, Connection, Ike, Path, Probe
@@ -24,19 +25,22 @@ SUITES = {
 METERED = "cellular"
 # Protocol ("" for any), the ports here, the ports there.
 Claim = tuple[str, tuple[int, int], tuple[int, int]]
+# Bundle name -> (local, remote) traffic selectors.
+Claims = dict[str, tuple[tuple[str, ...], tuple[str, ...]]]
 # As charon prints them, whichever way the document writes them.
 PROTOCOL_NAMES = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmpv6": "ipv6-icmp"}
 
 
 def connections(
-    document: Document, uplinks: Iterable[ResolvedUplink], identity: str, backend: Backend
+    document: Document, uplinks: Iterable[ResolvedUplink], identity: str, backend: Backend, claims: Claims | None = None
 ) -> tuple[Connection, ...]:
-    """One per dialled path and one per peer that dials us, sorted by stem."""
+    """One per dialled path and one per peer that dials us, sorted by stem. `claims`: `selectors`, if known already."""
     found: list[Connection] = []
-    claims = selectors(document)
+    claims = selectors(document) if claims is None else claims
+    here = outermost(_own_subnets(document))
     for name, peer in document.peers.items():
         if not peer.dial:
-            found.append(_answering(document, name, peer, identity, backend))
+            found.append(_answering(document, here, name, peer, identity, backend))
             continue
         for uplink in uplinks:
             for endpoint in peer.endpoints:
@@ -59,6 +63,7 @@ def bundles(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Bund
             for uplink in uplinks
             if _may_use(document, class_, uplink)
             for endpoint in document.peers[peer].endpoints
+            if _source(uplink, endpoint.address) is not None
         ]
         if any(document.peers[peer].dial for peer in peers):
             name = bundle_name(peers, class_)
@@ -74,6 +79,8 @@ def probes(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Probe
         pace = document.uplinks[uplink.name].probe
         for name, peer in document.peers.items():
             for endpoint in peer.endpoints if peer.dial else ():
+                if _source(uplink, endpoint.address) is None:
+                    continue
                 found.append(
                     Probe(
                         Path(uplink.name, name, endpoint.name),
@@ -89,10 +96,12 @@ def probes(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Probe
 
 
 def grouped(document: Document) -> dict[tuple[tuple[str, ...], str], list[Pair]]:
-    """Pairs by (ordered peers, class)."""
+    """Pairs that need a peer which we dial, by (ordered peers, class). Who dials us makes bundles of its own."""
+    dialled = frozenset(name for name, peer in document.peers.items() if peer.dial)
     found: dict[tuple[tuple[str, ...], str], list[Pair]] = {}
-    for pair in document.pairs:
-        found.setdefault((pair.peers, pair.class_), []).append(pair)
+    for pair in document.pairs if dialled else ():
+        if not dialled.isdisjoint(pair.peers):
+            found.setdefault((pair.peers, pair.class_), []).append(pair)
     return found
 
 
@@ -106,8 +115,8 @@ def bundle_name(peers: tuple[str, ...], class_: str) -> str:
     return "+".join(peers) + ("" if class_ == "default" else f"/{class_}")
 
 
-def selectors(document: Document) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Bundle name -> (local, remote) traffic selectors. A subnet that several bundles claim is told apart by protocol
+def selectors(document: Document) -> Claims:
+    """What each bundle claims. A subnet that several bundles claim is told apart by protocol
     and port, and only one may claim all of it; otherwise `DocumentError`."""
     groups = grouped(document)
     claimed: dict[str, list[str]] = {}
@@ -115,7 +124,7 @@ def selectors(document: Document) -> dict[str, tuple[tuple[str, ...], tuple[str,
         for subnet in {pair.remote for pair in pairs}:
             claimed.setdefault(subnet, []).append(bundle_name(peers, class_))
     wide: dict[str, str] = {}
-    found: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {}
+    found: Claims = {}
     for (peers, class_), pairs in groups.items():
         name = bundle_name(peers, class_)
         remote: set[str] = set()
@@ -200,11 +209,7 @@ def _tails(pair: Pair) -> list[tuple[str, str]]:
 
 
 def _own_subnets(document: Document) -> tuple[str, ...]:
-    return (*(lan.subnet for lan in document.lans), _host(document.site_address))
-
-
-def _host(address: str) -> str:
-    return str(ipaddress.ip_network(address))
+    return (*(lan.subnet for lan in document.lans), host(document.site_address))
 
 
 def _dialled(
@@ -215,12 +220,12 @@ def _dialled(
     peer: Peer,
     endpoint: Endpoint,
     identity: str,
-    claims: Mapping[str, tuple[tuple[str, ...], tuple[str, ...]]],
+    claims: Claims,
 ) -> Connection:
     probe = Child(
         PROBE_CHILD,
-        (_host(uplink.path_address),),
-        tuple(sorted({_host(endpoint.probe_address), _host(endpoint.ready_address)})),
+        (host(uplink.path_address),),
+        tuple(sorted({host(endpoint.probe_address), host(endpoint.ready_address)})),
     )
     traffic = [
         Child(f"{TRAFFIC_CHILD}-{bundle_name(peers, class_)}", *claims[bundle_name(peers, class_)])
@@ -253,20 +258,22 @@ def _source(uplink: ResolvedUplink, remote: str) -> str | None:
     return found.address if found else None
 
 
-def _answering(document: Document, name: str, peer: Peer, identity: str, backend: Backend) -> Connection:
+def _answering(
+    document: Document, here: tuple[str, ...], name: str, peer: Peer, identity: str, backend: Backend
+) -> Connection:
     own = {a for endpoint in document.endpoints for a in (endpoint.probe_address, endpoint.ready_address)}
     children = [
         Child(
             TRAFFIC_CHILD,
-            outermost(_own_subnets(document)),
-            outermost((*peer.lans, _host(peer.site_address))),
+            here,
+            outermost((*peer.lans, host(peer.site_address))),
             # In the kernel both the old and the new SA must be accepted while a bundle moves.
             unique_marks=backend is Backend.KERNEL,
         )
     ]
     if own and peer.path_addresses:
-        there = tuple(sorted(_host(address) for address in peer.path_addresses))
-        children.append(Child(PROBE_CHILD, tuple(sorted(_host(address) for address in own)), there))
+        there = tuple(sorted(host(address) for address in peer.path_addresses))
+        children.append(Child(PROBE_CHILD, tuple(sorted(host(address) for address in own)), there))
     ike_proposal, esp_proposal = SUITES[document.ipsec.suite]
     ike = Ike(
         local_addrs=(),

@@ -19,6 +19,7 @@ from cpe_agent.edge import linkwatch, ourroutes, routechange
 from cpe_agent.model.dataplane import Routes
 from cpe_agent.model.observed import Links
 from cpe_agent.model.ops import RouteOp
+from cpe_agent.model.words import describe
 from cpe_agent.ports import EdgeError
 
 # A list that changed while it was read is read again.
@@ -46,7 +47,7 @@ class Netlink:
         if refused:
             op, error = refused[0]
             more = f" (and {len(refused) - 1} more of {len(ops)} refused)" if len(refused) > 1 else ""
-            raise EdgeError("netlink", routechange.describe(op), f"{_words(error)}{more}") from error
+            raise EdgeError("netlink", describe(op), f"{_words(error)}{more}") from error
 
     async def links(self) -> Links:
         """Interfaces, their addresses, carriers and default gateways."""

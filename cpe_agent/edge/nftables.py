@@ -6,55 +6,42 @@ libnftables context in one worker thread at a time: libnftables lets go of the G
 Everything of ours is read from ONE listing, so what is read was true at one moment. It is the text listing, because
 JSON takes three times as long for 10,000 elements and has the rules in a form that nobody writes. No other table is
 ever listed or touched.
+
+What was listed is kept with nftables' generation, which every transaction of anybody's raises by one, and is the answer
+while the generation stays. Our own edits of elements are made to what is kept, too, when the generation has gone up by
+one exactly: then nobody else was there in between, because an edit of ours that nftables accepts always raises it
+(elements are created, not added: to add what somebody has just added raises nothing). After anything else it is listed.
 """
 
 from __future__ import annotations
 
-import errno
 import fcntl
 import os
 import re
-import socket
-import struct
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from typing import Protocol, TypeVar, assert_never
+from contextlib import suppress
+from typing import NamedTuple, Protocol, TypeVar, assert_never
 
 import msgspec
 import nftables
 import trio
 
 from cpe_agent.edge.nftables_listing import SWAPPED, parse_counters, parse_table, renamed, unswapped
+from cpe_agent.edge.nftables_news import TARGET, concerns_us, generation, subscription
 from cpe_agent.model.dataplane import TABLE, NftChain, NftSet, Ruleset
 from cpe_agent.model.ops import AddElements, DeleteElements, DeleteTable, FirewallOp, ReplaceSet, ReplaceTable
 from cpe_agent.ports import EdgeError
 
 T = TypeVar("T")
 
-_TARGET = "nftables"
 _ABSENT = "No such file or directory"
+_EXISTS = "File exists"
 # What cannot end its place in a command: inside quotes nft knows no escapes, and a final * is a wildcard to it.
 _PLAIN = re.compile(r"[0-9A-Fa-f.:/-]+")
 _INTERFACE = re.compile(r"[^\"*\x00-\x20\x7f]{1,15}")
-
-_NETLINK_NETFILTER = 12
-_SOL_NETLINK = 270
-_NETLINK_ADD_MEMBERSHIP = 1
-_NFNLGRP_NFTABLES = 7
-_SO_RCVBUFFORCE = 33
-# Holds what the kernel tells about a new table of some 10,000 elements; anything longer arrives as ENOBUFS.
-_RECEIVE_BUFFER_BYTES = 4 * 1024 * 1024
-_DATAGRAM_BYTES = 256 * 1024
-# Read in one go at most: somebody who never stops changing things must not keep our event loop.
-_BURST_DATAGRAMS = 1000
-
-_NLMSG_HEADER = struct.Struct("=IHHII")
-_NFGENMSG_BYTES = 4
-_ATTRIBUTE = struct.Struct("=HH")
-_NFNL_SUBSYS_NFTABLES = 10
-_NFT_MSG_NEWGEN = 15
-# NFTA_TABLE_NAME, NFTA_CHAIN_TABLE, NFTA_RULE_TABLE, NFTA_SET_TABLE and so on: all of them are attribute 1.
-_NFTA_TABLE = 1
+# The cached ruleset is the kernel's word plus what we did to it. That this is still what a listing says is looked at so
+# often all the same; a listing of 10,000 elements costs 0.2 s of processor time.
+LIST_AGAIN_S = 300.0
 
 
 class _Libnftables(Protocol):
@@ -65,6 +52,14 @@ class _Libnftables(Protocol):
     def set_stateless_output(self, val: bool) -> bool: ...
 
 
+class _Kept(NamedTuple):
+    """What our table was found to be (None: absent), up to which generation that holds, and when it was listed."""
+
+    generation: int
+    listed_s: float
+    ruleset: Ruleset | None
+
+
 class NftablesFirewall:
     """A `FirewallPort`. It has no resources before its first call, and keeps one netlink socket from then on."""
 
@@ -73,14 +68,11 @@ class NftablesFirewall:
         self._context: _Libnftables | None = None
         # Sets that live under another name than their own, as last read or written.
         self._living: dict[str, str] = {}
+        self._kept: _Kept | None = None
 
     async def read(self) -> Ruleset | None:
         """Our table in canonical form, with whatever others have put into it; None if there is none."""
-        found = await self._in_thread(self._list, True, parse_table)
-        if found is None:
-            return None
-        ruleset, self._living = unswapped(found)
-        return ruleset
+        return await self._in_thread(self._read, trio.current_time())
 
     async def apply(self, ops: Sequence[FirewallOp]) -> None:
         """All of `ops` in one transaction: all or nothing; but a `ReplaceSet` takes three of its own, after the others.
@@ -101,11 +93,11 @@ class NftablesFirewall:
 
         Changes in quick succession come as one. Closing the iterator closes its socket.
         """
-        with _subscription() as news:
+        with subscription() as news:
             yield
             while True:
                 await trio.lowlevel.wait_readable(news)
-                if _concerns_us(news):
+                if concerns_us(news):
                     yield
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
@@ -117,6 +109,16 @@ class NftablesFirewall:
             self._context = _new_context()
         return self._context
 
+    def _read(self, now_s: float) -> Ruleset | None:
+        before, kept = generation(), self._kept
+        if kept is not None and kept.generation == before and now_s < kept.listed_s + LIST_AGAIN_S:
+            return kept.ruleset
+        listed = self._list(True, parse_table)
+        ruleset, self._living = unswapped(listed) if listed is not None else (None, {})
+        # What changed while it was listed may be in there or not.
+        self._kept = _Kept(before, now_s, ruleset) if generation() == before else None
+        return ruleset
+
     def _list(self, stateless: bool, parse: Callable[[str], T]) -> T | None:
         context = self._libnftables()
         context.set_stateless_output(stateless)
@@ -125,21 +127,35 @@ class NftablesFirewall:
             return parse(listing)
         if _ABSENT in complaint:
             return None
-        raise EdgeError(_TARGET, "list", _cause(complaint))
+        raise EdgeError(TARGET, "list", _cause(complaint))
 
     def _apply(self, ops: tuple[FirewallOp, ...]) -> None:
         doing = ", ".join(map(_in_words, ops))
         try:
-            commands = "\n".join(_command(op, self._living) for op in ops)
+            create, add = (_commands(verb, ops, self._living) for verb in ("create", "add"))
         except ValueError as error:
-            raise EdgeError(_TARGET, doing, str(error)) from None
-        self._commit(commands, doing)
+            raise EdgeError(TARGET, doing, str(error)) from None
+        if not create:
+            return
+        before, kept, self._kept = generation(), self._kept, None
+        try:
+            self._commit(create, doing)
+        except EdgeError as refused:
+            if add == create or _EXISTS not in refused.cause:
+                raise
+            # Somebody has added the same. That is no error, but what else they did is not known.
+            kept = None
+            self._commit(add, doing)
         if any(isinstance(op, (ReplaceTable, DeleteTable)) for op in ops):
             self._living = {}
+        elif kept is not None and kept.ruleset is not None and (before, before + 1) == (kept.generation, generation()):
+            edited = _edited(kept.ruleset, ops)
+            self._kept = None if edited is None else _Kept(before + 1, kept.listed_s, edited)
 
     def _swap(self, op: ReplaceSet) -> None:
         """Measured: in one transaction about a millisecond of listed traffic is lost, in three nothing."""
         doing = _in_words(op)
+        self._kept = None
         name = op.new.name
         old = self._living.get(name, name)
         new = name if old != name else name + SWAPPED
@@ -149,7 +165,7 @@ class NftablesFirewall:
             block = _set_block(msgspec.structs.replace(op.new, name=new))
             self._commit("\n".join([f"table inet {TABLE} {{", *block, "}"]), doing)
         except ValueError as error:
-            raise EdgeError(_TARGET, doing, str(error)) from None
+            raise EdgeError(TARGET, doing, str(error)) from None
         moves = [line for chain in chains for line in _refilled(chain)]
         try:
             self._commit("\n".join(moves), doing)
@@ -162,7 +178,21 @@ class NftablesFirewall:
     def _commit(self, commands: str, doing: str) -> None:
         code, _, complaint = self._libnftables().cmd(commands)
         if code != 0:
-            raise EdgeError(_TARGET, doing, _cause(complaint))
+            raise EdgeError(TARGET, doing, _cause(complaint))
+
+
+def _edited(ruleset: Ruleset, ops: Iterable[FirewallOp]) -> Ruleset | None:
+    """The ruleset after `ops`; None if these are more than edits of elements that were known."""
+    sets = {nft_set.name: nft_set for nft_set in ruleset.sets}
+    for op in ops:
+        if not isinstance(op, (AddElements, DeleteElements)) or op.set_name not in sets:
+            return None
+        elements = sets[op.set_name].elements
+        if isinstance(op, DeleteElements) and not op.elements <= elements:
+            return None
+        elements = elements | op.elements if isinstance(op, AddElements) else elements - op.elements
+        sets[op.set_name] = msgspec.structs.replace(sets[op.set_name], elements=elements)
+    return Ruleset(tuple(sets[nft_set.name] for nft_set in ruleset.sets), ruleset.chains)
 
 
 def _new_context() -> _Libnftables:
@@ -170,10 +200,11 @@ def _new_context() -> _Libnftables:
     try:
         context: _Libnftables = nftables.Nftables()
     except OSError as error:
-        raise EdgeError(_TARGET, "load libnftables", str(error)) from error
+        raise EdgeError(TARGET, "load libnftables", str(error)) from error
     # Otherwise programs that we start would inherit it. What other threads open meanwhile has the flag already.
     for descriptor, _ in _open_sockets() - before:
-        fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
+        with suppress(OSError):  # another thread's, closed meanwhile
+            fcntl.fcntl(descriptor, fcntl.F_SETFD, fcntl.FD_CLOEXEC)
     return context
 
 
@@ -210,10 +241,15 @@ def _in_words(op: FirewallOp) -> str:
             assert_never(op)
 
 
-def _command(op: FirewallOp, living: Mapping[str, str]) -> str:
+def _commands(verb: str, ops: Iterable[FirewallOp], living: Mapping[str, str]) -> str:
+    """`verb`: how elements are added. To `create` one that is there is an error, to `add` it is not."""
+    return "\n".join(filter(None, (_command(verb, op, living) for op in ops)))
+
+
+def _command(verb: str, op: FirewallOp, living: Mapping[str, str]) -> str:
     match op:
         case AddElements():
-            return _element_command("add", op, living)
+            return _element_command(verb, op, living)
         case DeleteElements():
             return _element_command("delete", op, living)
         case ReplaceTable():
@@ -287,69 +323,3 @@ def _part(part_type: str, part: str) -> str:
     if not (_INTERFACE if quoted else _PLAIN).fullmatch(part):
         raise ValueError(f"{part!r} is not an element of type {part_type}")
     return f'"{part}"' if quoted else part
-
-
-@contextmanager
-def _subscription() -> Iterator[socket.socket]:
-    try:
-        news = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
-    except OSError as error:
-        raise EdgeError(_TARGET, "watch", str(error)) from error
-    with news:
-        news.setblocking(False)
-        try:
-            news.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER_BYTES)
-        except PermissionError:
-            # Outside the initial user namespace. A smaller buffer says "everything may have changed" more often.
-            news.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER_BYTES)
-        try:
-            news.bind((0, 0))
-            news.setsockopt(_SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP, _NFNLGRP_NFTABLES)
-        except OSError as error:
-            raise EdgeError(_TARGET, "watch", str(error)) from error
-        yield news
-
-
-def _concerns_us(news: socket.socket) -> bool:
-    """Take what has been told so far; was any of it about our table?"""
-    ours = False
-    for _ in range(_BURST_DATAGRAMS):
-        try:
-            datagram = news.recv(_DATAGRAM_BYTES)
-        except BlockingIOError:
-            break
-        except OSError as error:
-            if error.errno != errno.ENOBUFS:
-                raise EdgeError(_TARGET, "watch", str(error)) from error
-            ours = True  # something was lost, perhaps ours
-        else:
-            ours = ours or names_our_table(datagram)
-    return ours
-
-
-def names_our_table(datagram: bytes) -> bool:
-    """Is one of the messages about our table, or not understood?"""
-    offset = 0
-    while offset + _NLMSG_HEADER.size <= len(datagram):
-        length, kind, _, _, _ = _NLMSG_HEADER.unpack_from(datagram, offset)
-        if length < _NLMSG_HEADER.size:
-            return True
-        # A new generation ends every transaction, whosever it was.
-        if kind != _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_NEWGEN:
-            body = datagram[offset + _NLMSG_HEADER.size + _NFGENMSG_BYTES : offset + length]
-            if _table_name(body) in (TABLE, None):
-                return True
-        offset += length + 3 & ~3
-    return False
-
-
-def _table_name(attributes: bytes) -> str | None:
-    offset = 0
-    while offset + _ATTRIBUTE.size <= len(attributes):
-        length, kind = _ATTRIBUTE.unpack_from(attributes, offset)
-        if length < _ATTRIBUTE.size:
-            return None
-        if kind == _NFTA_TABLE:
-            return attributes[offset + _ATTRIBUTE.size : offset + length].rstrip(b"\0").decode(errors="replace")
-        offset += length + 3 & ~3
-    return None

@@ -99,7 +99,7 @@ def routes(raw: routetable.KernelRoute, names: Names) -> Iterator[Route]:
         for hop in raw.hops:
             device = names.of(hop.interface)
             if device is not None:
-                yield Route(raw.table, raw.destination, device, hop.gateway, raw.metric)
+                yield Route(raw.table, raw.destination, device, hop.gateway, raw.metric, raw.mtu)
 
 
 def is_dummy(message: Any) -> bool:

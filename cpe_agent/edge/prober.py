@@ -61,6 +61,11 @@ PASSING = frozenset(
     }
 )  # fmt: skip
 
+# Don't fragment, and never mind what is known of the way (from the kernel's headers, as above).
+_PROBE_MTU = 3
+_WHOLE = {4: (socket.IPPROTO_IP, 10, _PROBE_MTU), 6: (socket.IPPROTO_IPV6, 23, _PROBE_MTU)}
+_IP_HEADER_BYTES = {4: 20, 6: 40}
+
 _HEADER = struct.Struct("!BBHHH")  # type, code, checksum, identifier, sequence
 _PAYLOAD = struct.Struct("!8sQ")  # cookie, the whole sequence
 _TIMESPEC = struct.Struct("=qq")
@@ -92,7 +97,9 @@ def round_trip_s(sent: Moment, stamp_ns: int | None, read: Moment) -> float:
 class IcmpProber:
     """A `ProbePort` on raw sockets; needs CAP_NET_RAW. One task may wait in `replies()`; any may `send()`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, whole: bool = False) -> None:
+        """`whole`: packets that may not be fragmented, and that go out whatever is known of the way's MTU."""
+        self._whole = whole
         self._identifier = secrets.randbits(16)
         self._cookie = secrets.token_bytes(8)
         # An epoll descriptor is itself readable when one of its sockets is: also one that joins while we wait.
@@ -102,7 +109,7 @@ class IcmpProber:
         # In the order of sending, so the oldest are found first.
         self._open: dict[tuple[str, bytes, int], _Sent] = {}
 
-    def send(self, source: str, target: str, sequence: int) -> bool:
+    def send(self, source: str, target: str, sequence: int, size: int = 0) -> bool:
         """Send one echo request now; never waits. False if the kernel would not take it: no such address of ours, no
         route, a firewall rule, a full queue. Raises `EdgeError` without CAP_NET_RAW, ValueError for what is no
         address or a mix of IPv4 and IPv6."""
@@ -115,7 +122,9 @@ class IcmpProber:
             sock = self._open_socket(source, version)
             if sock is None:
                 return False
-        request = _echo_request(version, self._identifier, sequence & 0xFFFF, _PAYLOAD.pack(self._cookie, sequence))
+        payload = _PAYLOAD.pack(self._cookie, sequence)
+        payload = payload.ljust(size - _IP_HEADER_BYTES[version] - _HEADER.size, b"\0")
+        request = _echo_request(version, self._identifier, sequence & 0xFFFF, payload)
         now = _now()
         self._forget(now)
         sock.used_ns = now.monotonic_ns
@@ -155,6 +164,8 @@ class IcmpProber:
                 self._close_socket(other)
         try:
             opened = _icmp_socket(source) if version == 4 else _icmpv6_socket(source)
+            if self._whole:
+                opened.setsockopt(*_WHOLE[version])
         except PermissionError as error:
             raise EdgeError("prober", "open", f"{error.strerror}: probing needs the capability CAP_NET_RAW") from None
         except OSError:

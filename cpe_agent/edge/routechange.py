@@ -61,25 +61,6 @@ def apply(kernel: Any, ops: Sequence[RouteOp]) -> list[tuple[RouteOp, Exception]
     return refused
 
 
-def describe(op: RouteOp) -> str:
-    """`op` in a few words, as in "add route 10.1.0.0/24 dev ipsec0 table 15500 metric 100"."""
-    if isinstance(op, SetForwarding):
-        return f"turn v{op.family} forwarding {'on' if op.on else 'off'}"
-    if isinstance(op, AddDevice | DeleteDevice):
-        what = f"device {op.name}"
-    elif isinstance(op, AddAddress | DeleteAddress):
-        what = f"address {op.address}"
-    elif isinstance(op, AddRule | DeleteRule):
-        selector = f" from {op.rule.source}" if op.rule.source else ""
-        selector += f" iif {op.rule.iif}" if op.rule.iif else ""
-        what = f"v{op.rule.family} rule {op.rule.priority}{selector} table {op.rule.table}"
-    else:
-        gateway = f" via {op.route.gateway}" if op.route.gateway else ""
-        way = f"{gateway} dev {op.route.device}" if op.route.device else " unreachable"
-        what = f"route {op.route.destination}{way} table {op.route.table} metric {op.route.metric}"
-    return f"{'add' if isinstance(op, AddDevice | AddAddress | AddRule | AddRoute) else 'delete'} {what}"
-
-
 class _Slot:
     """A place for a route, by destination and metric: our routes in it, and whether another program has one there."""
 
@@ -302,6 +283,8 @@ def _route_request(route: Route) -> dict[str, Any]:
             raise OSError(errno.ENODEV, f"there is no device {route.device}") from error
     if route.gateway:
         request["gateway"] = route.gateway
+    if route.mtu:
+        request["metrics"] = {"mtu": route.mtu}
     # Other routes' gateways may only be looked up among routes of link scope (v6 has no scopes).
     request["scope"] = _SCOPE_LINK if version == 4 and route.device and not route.gateway else _SCOPE_UNIVERSE
     return request

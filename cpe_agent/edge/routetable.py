@@ -29,7 +29,9 @@ _NLM_F_DUMP_INTR = 0x10
 _NLMSG_ERROR, _NLMSG_DONE = 2, 3
 _SOL_NETLINK, _NETLINK_GET_STRICT_CHK = 270, 12
 _RTM_F_CLONED = 0x200
-_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_MULTIPATH, _RTA_TABLE, _RTA_VIA = 1, 4, 5, 6, 9, 15, 18
+_RTA_DST, _RTA_OIF, _RTA_GATEWAY, _RTA_PRIORITY, _RTA_METRICS, _RTA_MULTIPATH = 1, 4, 5, 6, 8, 9
+_RTA_TABLE, _RTA_VIA = 15, 18
+_RTAX_MTU = 2
 # No such table, or a kernel without this family: nothing there.
 _NOTHING = frozenset({errno.ENOENT, errno.EOPNOTSUPP, errno.EAFNOSUPPORT})
 
@@ -47,7 +49,8 @@ class Hop(NamedTuple):
 
 
 class KernelRoute(NamedTuple):
-    """A route as the kernel holds it. `version` is 4 or 6; `special`: it asks for a source prefix or a TOS too."""
+    """A route as the kernel holds it. `version` is 4 or 6; `special`: it asks for a source prefix or a TOS too.
+    `mtu` 0: the device's."""
 
     version: int
     type: int
@@ -57,6 +60,7 @@ class KernelRoute(NamedTuple):
     metric: int
     hops: tuple[Hop, ...]
     special: bool
+    mtu: int
 
 
 def dump(version: int, *, protocol: int = 0, table: int = 0, defaults_only: bool = False) -> list[KernelRoute]:
@@ -134,6 +138,7 @@ def _parse(version: int, message: bytes) -> KernelRoute | None:
         _number(found.get(_RTA_PRIORITY)),
         hops,
         bool(source_length or tos),
+        _number(_attributes(found[_RTA_METRICS], 0).get(_RTAX_MTU)) if _RTA_METRICS in found else 0,
     )
 
 

@@ -1,8 +1,8 @@
 """What does the agent still know after a restart or a power cut?
 
-In and out: the last good document with its signature, the highest order accepted, the clock floor; one file each under
-the state directory. A file is written beside its place, fsynced and renamed, and then the directory is fsynced: after a
-power cut there is the old one or the new one, whole.
+In and out: the last good document with its signature, the highest order accepted, the clock floor, and whether this hub
+is drained; one file each under the state directory. A file is written beside its place, fsynced and renamed, and then
+the directory is fsynced: after a power cut there is the old one or the new one, whole.
 
 A file that is not what was written (flash does that) or that cannot be read raises `EdgeError` naming it; that is not
 the same as None, "never written", and the caller decides whether to go on as if it were. Saving again mends it. Who
@@ -26,6 +26,7 @@ from cpe_agent.ports import EdgeError, SignedDocument
 DOCUMENT = "document"
 ORDER = "order.json"
 CLOCK_FLOOR = "clock-floor.json"
+DRAINED = "drained.json"
 
 # The document file is one line of JSON, then the document's exact bytes: `tail -n +2` shows what was signed.
 HEADER_MAX_BYTES = 4096
@@ -46,6 +47,10 @@ class _Order(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _ClockFloor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     wall_s: float
+
+
+class _Drained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    drained: bool
 
 
 class FileStore:
@@ -96,6 +101,14 @@ class FileStore:
 
     def save_clock_floor(self, wall_s: float) -> None:
         self._write(CLOCK_FLOOR, msgspec.json.encode(_ClockFloor(wall_s)) + b"\n")
+
+    def load_drained(self) -> bool:
+        """Whether an operator has drained this hub; False if it was never said."""
+        content = self._read(DRAINED, HEADER_MAX_BYTES)
+        return content is not None and self._decode(DRAINED, content, _Drained).drained
+
+    def save_drained(self, drained: bool) -> None:
+        self._write(DRAINED, msgspec.json.encode(_Drained(drained)) + b"\n")
 
     def _read(self, name: str, at_most: int) -> bytes | None:
         path = self._dir / name

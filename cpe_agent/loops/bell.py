@@ -40,6 +40,8 @@ async def ring_on_change(bell: Bell, name: str, cells: Iterable[Cell[Any]]) -> N
 
 async def _forward(cell: Cell[Any], ring: Callable[[], None]) -> None:
     seen = cell.revision
+    # It may have been set before this task had its first turn.
+    ring()
     while True:
         seen = await cell.wait_changed(seen)
         ring()

@@ -8,6 +8,7 @@ import msgspec
 
 from cpe_agent.cell import Cell
 from cpe_agent.core.health import Track
+from cpe_agent.core.pathmtu import Target
 from cpe_agent.model.condition import Condition
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
@@ -49,17 +50,28 @@ class ControllerState(msgspec.Struct, frozen=True):
     store_error: str = ""
 
 
+class Readiness(msgspec.Struct, frozen=True):
+    """Whether a hub's ready addresses may answer, and why not."""
+
+    ready: bool
+    conditions: tuple[Condition, ...] = ()
+
+
 class Cells:
-    """One writer each: document, controller (loops.follow); links (loops.links); plan (loops.planning); charon, targets
-    (loops.reconcile); verdicts (loops.probing); active, moves (loops.steering)."""
+    """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
+    (loops.planning); charon, targets, duplicates (loops.reconcile); verdicts (loops.probing); path_mtus
+    (loops.pathmtu); active, moves (loops.steering)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
         self.controller: Cell[ControllerState] = Cell(ControllerState())
         self.links: Cell[Links | None] = Cell(None)
+        self.readiness: Cell[Readiness | None] = Cell(None)
         self.plan: Cell[Plan | None] = Cell(None)
         self.charon: Cell[Charon | None] = Cell(None)
+        self.duplicates: Cell[tuple[Condition, ...]] = Cell(())
         self.targets: Cell[dict[str, TargetState]] = Cell({})
         self.verdicts: Cell[Verdicts] = Cell(Verdicts())
+        self.path_mtus: Cell[dict[Target, int]] = Cell({})
         self.active: Cell[dict[str, Path | None]] = Cell({})
         self.moves: Cell[dict[tuple[str, str], int]] = Cell({})

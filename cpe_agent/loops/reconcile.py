@@ -17,13 +17,17 @@ from contextlib import aclosing
 import msgspec
 import trio
 
-from cpe_agent.core import firewall, routes, tunnels
+from cpe_agent.core import doubled, duplicates, firewall, routes, tunnels
 from cpe_agent.core.compile import with_active
+from cpe_agent.core.pathmtu import with_mtus
+from cpe_agent.core.return_routes import return_routes
+from cpe_agent.core.stale import stale
 from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan, TargetState
-from cpe_agent.model.dataplane import Backend, Tunnels
+from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Route, Routes, Tunnels
+from cpe_agent.model.observed import Charon, Links
 from cpe_agent.model.ops import FirewallOp
 from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
 
@@ -101,6 +105,10 @@ class Reconciler:
         self._tunnels_lock = trio.Lock()
         self._attempts: tunnels.Attempts = {}
         self._tunnels_wake_at = math.inf
+        self._doubled: doubled.Doubled = {}
+        self._carried: frozenset[Route] = frozenset()
+        # The plan whose routes and tunnels were last seen to, without a refusal.
+        self._carried_out: Dataplane | None = None
         # What each target was last brought in sync with: a difference after that is somebody else's doing.
         self._settled: dict[str, object] = {}
 
@@ -109,6 +117,7 @@ class Reconciler:
         cells = self._cells
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
+            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus,))
             nursery.start_soon(ring_on_change, self._tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
@@ -128,12 +137,18 @@ class Reconciler:
             opening: Sequence[FirewallOp] = ()
             if names & {"plan", RULES}:
                 opening = await self._close_rules(plan)
+            if ROUTES not in names and self._only_rules_differ(plan):
+                # A pair more between known subnets waits for no listing of a hub's routes and IKE_SAs.
+                names -= {"plan"}
+                await self._open_rules(opening)
+                opening = ()
             if names & {"plan", ROUTES}:
                 await self._pass_routes(plan)
             if "plan" in names:
                 await self._pass_tunnels()
-            if opening:
-                await self._open_rules(opening)
+                settled = not self._routes_target.state.error and not self._tunnels_target.state.error
+                self._carried_out = plan.dataplane if settled else None
+            await self._open_rules(opening)
             self.firewall_seen_to.set()
 
     async def _close_without_document(self) -> None:
@@ -161,7 +176,14 @@ class Reconciler:
             self._rules_target.succeeded(drifted)
         return opening
 
+    def _only_rules_differ(self, plan: Plan) -> bool:
+        """Is all else as in the plan that was carried out last? (What has not changed is the same object.)"""
+        done, asked = self._carried_out, plan.dataplane
+        return done is not None and done.routes is asked.routes and done.tunnels is asked.tunnels
+
     async def _open_rules(self, opening: Sequence[FirewallOp]) -> None:
+        if not opening:
+            return
         try:
             await self._firewall.apply(opening)
         except EdgeError as error:
@@ -171,11 +193,15 @@ class Reconciler:
 
     async def _pass_routes(self, plan: Plan) -> None:
         wanted = plan.dataplane.routes
+        charon = self._cells.charon.value
         if self._settled.get(RULES) is None or self._rules_target.state.error:
             # A router that cannot lock its door does not forward.
             wanted = msgspec.structs.replace(wanted, forwarding=frozenset())
         try:
             observed = await self._routes.read()
+            mtus = self._cells.path_mtus.value
+            wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
+            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | self._return_routes(plan, observed, charon))
             ops = routes.diff(wanted, observed)
             if ops:
                 await self._routes.apply(ops)
@@ -187,6 +213,24 @@ class Reconciler:
         drifted = len(ops) if self._settled.get(ROUTES) == wanted else 0
         self._settled[ROUTES] = wanted
         self._routes_target.succeeded(drifted)
+
+    def _return_routes(self, plan: Plan, observed: Routes, charon: Charon | None) -> frozenset[Route]:
+        links = self._cells.links.value
+        if charon is None or links is None:
+            # Who has just started does not know yet what it carries: what is announced stays.
+            return frozenset(route for route in observed.routes if route.table == MAIN)
+        return return_routes(plan.document, charon, links, self._backend)
+
+    def _look_at_branches(self, plan: Plan, charon: Charon) -> frozenset[int]:
+        """Take note of what our diallers have here; returns the IKE_SAs that they have left over."""
+        now = trio.current_time()
+        self._doubled = doubled.step(self._doubled, charon, now)
+        self._cells.duplicates.set(duplicates.duplicates(self._doubled, charon, plan.document, now))
+        carried = return_routes(plan.document, charon, self._cells.links.value or Links(), self._backend)
+        if carried != self._carried:
+            self._carried = carried
+            self.bell.ring(ROUTES)
+        return stale(self._doubled, now)
 
     async def _keep_tunnels(self) -> None:
         while True:
@@ -206,13 +250,14 @@ class Reconciler:
                 self._cells.verdicts.value.dead,
             )
             try:
-                await self._tunnels_step(wanted)
+                await self._tunnels_step(plan, wanted)
             except EdgeError as error:
                 self._tunnels_target.failed(error)
 
-    async def _tunnels_step(self, wanted: Tunnels) -> None:
+    async def _tunnels_step(self, plan: Plan, wanted: Tunnels) -> None:
         observed = await self._tunnels.read()
         self._cells.charon.set(observed)
+        wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
         step = tunnels.step(wanted, observed, self._attempts, trio.current_time())
         self._attempts = step.attempts
         self._tunnels_wake_at = math.inf if step.wake_at is None else step.wake_at

@@ -10,9 +10,10 @@ import trio
 
 from cpe_agent import __version__
 from cpe_agent.core import conditions
+from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.tunnels import carrying
 from cpe_agent.core.uplinks import resolve
-from cpe_agent.core.wanted_ruleset import pair_elements
+from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells, Plan
 from cpe_agent.loops.probing import Probing, established_ikes
@@ -46,7 +47,9 @@ class Reporter:
         self._backend = backend
         self._started = time.time()
         self._since: dict[tuple[str, str], float] = {}
-        self._pair_of: tuple[Document | None, dict[str, str]] = (None, {})
+        # What the document's pairs came to, and whose each counter is.
+        self._pairs = PairSets()
+        self._pair_of: dict[str, str] = {}
 
     async def run(self) -> None:
         """For ever: log conditions as they come and go."""
@@ -95,7 +98,7 @@ class Reporter:
             tracks=self._probing.tracks,
             active=cells.active.value,
             now=time.time(),
-            obstacles=plan.conditions if plan else (),
+            obstacles=self._obstacles(plan),
             target_errors={name: state.error for name, state in cells.targets.value.items()}
             | {"store": cells.controller.value.store_error},
             controller_error=cells.controller.value.error,
@@ -112,13 +115,23 @@ class Reporter:
                 self._since[key] = now
         return tuple(msgspec.structs.replace(c, since=self._since[key]) for key, c in sorted(held.items()))
 
+    def _obstacles(self, plan: Plan | None) -> tuple[Condition, ...]:
+        """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs."""
+        readiness = self._cells.readiness.value
+        return (
+            *(plan.conditions if plan else ()),
+            *(readiness.conditions if readiness else ()),
+            *self._cells.duplicates.value,
+        )
+
     async def _counters(self, document: Document | None) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
         """(dropped packets by reason, packets by pair, bytes by pair)."""
         drops: Counter[str] = Counter()
         packets: Counter[str] = Counter()
         volumes: Counter[str] = Counter()
-        if self._pair_of[0] is not document:
-            self._pair_of = (document, pair_elements(document) if document else {})
+        pairs = pair_sets(document.pairs if document else (), self._pairs)
+        if pairs is not self._pairs:
+            self._pairs, self._pair_of = pairs, pairs.counter_names()
         try:
             counters = await self._firewall.counters()
         except EdgeError:
@@ -127,9 +140,9 @@ class Reporter:
             kind, _, rest = name.partition(" ")
             if kind == "drop":
                 drops[rest] += count
-            elif name in self._pair_of[1]:
-                packets[self._pair_of[1][name]] += count
-                volumes[self._pair_of[1][name]] += volume
+            elif name in self._pair_of:
+                packets[self._pair_of[name]] += count
+                volumes[self._pair_of[name]] += volume
         return dict(drops), dict(packets), dict(volumes)
 
     def _paths(self, charon: Charon) -> tuple[PathReport, ...]:
@@ -138,12 +151,15 @@ class Reporter:
         for bundle, path in self._cells.active.value.items():
             if path is not None:
                 carried.setdefault(path, []).append(bundle)
+        plan, measured = self._cells.plan.value, self._cells.path_mtus.value
+        probes = plan.dataplane.probes if plan else ()
+        sizes = {p.path: measured.get(Target(p.path.peer, p.source, p.probe_address)) for p in probes}
         reports = []
         for path, track in sorted(self._probing.tracks.items()):
             sas = [sa for sa in charon.ike_sas if stem_of(sa.connection) == str(path)]
             children = [child for sa in sas for child in sa.children]
             ike = "established" if path in up else (sas[0].state.lower() if sas else "none")
-            measured = track.srtt_s is not None
+            known = track.srtt_s is not None
             reports.append(
                 PathReport(
                     path=str(path),
@@ -153,8 +169,9 @@ class Reporter:
                     state=track.state.value,
                     ike=ike,
                     rtt_ms=round(track.srtt_s * 1000, 2) if track.srtt_s is not None else None,
-                    jitter_ms=round(track.rttvar_s * 1000, 2) if measured else None,
+                    jitter_ms=round(track.rttvar_s * 1000, 2) if known else None,
                     loss_percent=round(track.loss * 100, 1),
+                    mtu=sizes.get(path),
                     ready=track.ready,
                     bundles=tuple(sorted(carried.get(path, []))),
                     bytes_in=sum(child.bytes_in for child in children),

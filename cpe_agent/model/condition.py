@@ -39,6 +39,7 @@ class PathReport(msgspec.Struct, frozen=True):
     rtt_ms: float | None
     jitter_ms: float | None
     loss_percent: float
+    mtu: int | None
     ready: bool
     bundles: tuple[str, ...]
     bytes_in: int
@@ -84,6 +85,17 @@ class TargetReport(msgspec.Struct, frozen=True):
     drift_total: int
     last_success: float
     error: str
+
+
+class DrainAnswer(msgspec.Struct, frozen=True):
+    """What became of `drain` or `undrain`. `changed`: it was not so before. `serving`: the ready addresses answer now;
+    `in_the_way`: why not, apart from `drained`. `warning`: what the operator must know, or ""."""
+
+    drained: bool
+    changed: bool
+    serving: bool
+    in_the_way: tuple[str, ...] = ()
+    warning: str = ""
 
 
 class Status(msgspec.Struct, frozen=True):

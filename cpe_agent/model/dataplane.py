@@ -32,6 +32,10 @@ UPLINK_TABLES = 15510
 # In the overlay table the way through IPsec comes first; if its device is gone, the same subnet is unreachable.
 METRIC_TUNNEL = 100
 METRIC_NOWHERE = 1000
+# A hub's routes to the branches that it carries are in the kernel's main table, for routing daemons to redistribute.
+# Their metric is behind all that anybody else has there.
+MAIN = 254
+METRIC_RETURN = 20000
 
 
 class Backend(Enum):
@@ -123,12 +127,14 @@ def stem_of(connection_name: str) -> str:
 class Tunnels(msgspec.Struct, frozen=True):
     """What charon should hold. `active`: for each dialled path the traffic children that belong on it now.
 
-    `dead`: unique ids of IKE_SAs that the probes have judged dead: to be replaced, not trusted.
+    `dead`: unique ids of IKE_SAs that the probes have judged dead: to be replaced, not trusted. `stale`: of those that
+    a dialler has left over here: to be ended.
     """
 
     connections: tuple[Connection, ...] = ()
     active: dict[Path, frozenset[str]] = {}
     dead: frozenset[int] = frozenset()
+    stale: frozenset[int] = frozenset()
 
 
 class NftSet(msgspec.Struct, frozen=True, order=True):
@@ -167,13 +173,14 @@ class Rule(msgspec.Struct, frozen=True, order=True):
 
 
 class Route(msgspec.Struct, frozen=True, order=True):
-    """A route. No `device`: unreachable. `gateway` "" for directly connected."""
+    """A route. No `device`: unreachable. `gateway` "" for directly connected. `mtu` 0: the device's."""
 
     table: int
     destination: str  # "10.1.0.0/24"; default is "0.0.0.0/0" or "::/0"
     device: str = ""
     gateway: str = ""
     metric: int = METRIC_NOWHERE
+    mtu: int = 0
 
 
 class Routes(msgspec.Struct, frozen=True):

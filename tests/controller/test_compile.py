@@ -37,12 +37,14 @@ def _holds(documents: dict[str, Document]) -> None:
             assert set(peer.path_addresses) == (set() if peer.dial else paths)
             assert set(peer.lans) <= {lan.subnet for lan in theirs.lans}
             assert not set(peer.lans) & {lan.subnet for lan in mine.lans}
+        assert len({pair.id for pair in mine.pairs}) == len(mine.pairs)
         for pair in mine.pairs:
             for name in pair.peers:
                 [mirrored] = [other for other in documents[name].pairs if other.id == pair.id]
                 assert (mirrored.local, mirrored.remote) == (pair.remote, pair.local)
                 assert mirrored.initiator == SWAPPED[pair.initiator]
                 assert (mirrored.protocol, mirrored.ports, mirrored.class_) == (pair.protocol, pair.ports, pair.class_)
+                assert mirrored.log == pair.log
                 assert site in mirrored.peers
     counts = Counter(address for each in documents.values() for address in _addresses(each).values())
     assert max(counts.values()) == 1
@@ -79,7 +81,7 @@ def test_a_second_permit_for_the_same_service_has_an_id_of_its_own(text: str) ->
     more = "  - {from: van-1, to: records, initiator: service, protocol: tcp, ports: 9100}\n"
     documents = rehearse(parse(text + more), NOW)
     _holds(documents)
-    second = next(pair for pair in documents["van-1"].pairs if pair.id == "van-1.crew>records-2")
+    second = next(pair for pair in documents["van-1"].pairs if pair.id == "van-1.crew>records:tcp/9100")
     assert (second.initiator, second.ports) == ("remote", ("9100",))
 
 

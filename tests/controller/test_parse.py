@@ -18,9 +18,9 @@ def test_the_example_is_good(text: str) -> None:
     network = parse(text)
     assert [hub.name for hub in network.hubs] == ["centre", "cloud"]
     assert [branch.name for branch in network.branches] == ["hospital-1", "van-1"]
-    assert network.service("directory").at == ("centre", "cloud")
+    assert network.services[2].at == ("centre", "cloud")
     assert [(uplink.name, uplink.priority) for uplink in network.branches[0].uplinks] == [("wired", 1), ("lte", 2)]
-    assert network.permits[0].branches == ("hospital-1", "van-1")
+    assert [(end.site, end.lan) for end in network.permits[0].ends] == [("hospital-1", "ward"), ("van-1", "crew")]
     assert network.permits[0].ports == ("80", "443")
     assert rehearse(network, NOW).keys() == {"centre", "cloud", "hospital-1", "van-1"}
 
@@ -65,11 +65,11 @@ MISTAKES = [
     ("8000-8010", "8010-8000", "services.imaging.ports[2]", "is no port"),
     ("protocol: tcp, ports: [80, 443]}", "ports: [80]}", "services.records.ports", "needs protocol"),
     ("to: records", "to: record", "permits[0].to", "use records, imaging, directory"),
-    ("from: [hospital-1, van-1]", "from: [hospital-1, van-2]", "permits[2].from[1]", "use hospital-1, van-1, branches"),
-    ("from: [hospital-1, van-1]", "from: centre", "permits[2].from", "is no branch"),
+    ("from: [hospital-1, van-1]", "from: [hospital-1, van-2]", "permits[2].from[1]", "is no site; use branches, hubs,"),
+    ("from: [hospital-1, van-1]", "from: centre", "permits[2].from", "has all of `to` itself"),
     ("to: imaging}", "to: records}", "permits[1]", "permitted in line"),
     ("to: imaging}", "to: imaging, class: voice}", "permits[1].class", "is no class"),
-    ("to: imaging}", "to: imaging, initiator: service}", "permits[1]", "ports are the branch's"),
+    ("to: imaging}", "to: imaging, initiator: service}", "permits[1]", "ports are those of `from`"),
     ("overlay: 10.255.0.0/16", "overlay: 10.255.0.0/29", "overlay", "give it a larger range"),
     ("https://198.51.100.202:8443", "http://198.51.100.202", "controllers[0]", "https://"),
     ("network: blood ", "networks: blood ", "networks", "is not known"),

@@ -27,9 +27,7 @@ CENTRE_ENDPOINTS = (
     Endpoint("b", "2001:db8::10", "10.255.1.3", "10.255.1.4"),
 )
 CLOUD_ENDPOINTS = (Endpoint("a", "198.51.100.20", "10.255.2.1", "10.255.2.2"),)
-CENTRE = Peer(
-    "centre.city", True, "10.255.0.1", (CENTRE_LAN, SHARED, CENTRE_LAN_6), endpoints=CENTRE_ENDPOINTS
-)
+CENTRE = Peer("centre.city", True, "10.255.0.1", (CENTRE_LAN, SHARED, CENTRE_LAN_6), endpoints=CENTRE_ENDPOINTS)
 CLOUD = Peer("cloud.city", True, "10.255.0.2", (CLOUD_LAN, SHARED), endpoints=CLOUD_ENDPOINTS)
 HOSPITAL = Peer(
     "hospital-1.city",
@@ -102,8 +100,8 @@ def hub(**changes: Any) -> Document:
 
 
 def _document(site: str, role: Literal["hub", "branch"], fields: dict[str, Any]) -> Document:
-    stamp: dict[str, Any] = {"epoch": 1, "version": 7, "issued_at": ISSUED, "expires_at": EXPIRES}
-    return Document(schema=1, network="city", site=site, role=role, **{**stamp, **fields})
+    stamp: dict[str, Any] = {"network": "city", "epoch": 1, "version": 7, "issued_at": ISSUED, "expires_at": EXPIRES}
+    return Document(schema=1, site=site, role=role, **{**stamp, **fields})
 
 
 def link(name: str, *addresses: str, gateways: tuple[str, ...] = (), up: bool = True) -> Link:

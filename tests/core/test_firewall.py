@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from cpe_agent.core.firewall import diff
 from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.model.dataplane import Backend, NftChain, NftSet, Ruleset
-from cpe_agent.model.ops import AddElements, DeleteElements, DeleteTable, FirewallOp, ReplaceTable
+from cpe_agent.model.ops import AddElements, DeleteElements, DeleteTable, FirewallOp, ReplaceSet, ReplaceTable
 from tests.core import documents
 
 elements = st.frozensets(st.integers(0, 9).map(lambda n: f"10.0.0.{n}"))
@@ -31,9 +31,13 @@ def apply(table: Ruleset | None, op: FirewallOp) -> Ruleset | None:
             return wanted
         case DeleteTable():
             return None
+        case ReplaceSet(new):
+            assert table is not None
+            sets = tuple(new if s.name == new.name else s for s in table.sets)
+            return Ruleset(sets, table.chains)
     assert table is not None
-    sets = {s.name: s for s in table.sets}
-    edited = sets[op.set_name]
+    by_name = {s.name: s for s in table.sets}
+    edited = by_name[op.set_name]
     assert edited.type == op.set_type and op.elements
     if isinstance(op, DeleteElements):
         assert op.elements <= edited.elements, "deleting what is absent deletes what covers it"
@@ -41,8 +45,8 @@ def apply(table: Ruleset | None, op: FirewallOp) -> Ruleset | None:
     else:
         assert not op.elements & edited.elements
         left = edited.elements | op.elements
-    sets[op.set_name] = msgspec.structs.replace(edited, elements=left)
-    return Ruleset(tuple(sorted(sets.values())), table.chains)
+    by_name[op.set_name] = msgspec.structs.replace(edited, elements=left)
+    return Ruleset(tuple(sorted(by_name.values())), table.chains)
 
 
 def admitted(table: Ruleset | None) -> frozenset[tuple[str, str]]:
@@ -103,3 +107,22 @@ def test_a_new_pair_is_one_element_and_no_rule() -> None:
     assert [(op.set_name, op.elements) for op in opening if isinstance(op, AddElements)] == [
         ("local_pairs4", frozenset({"10.101.0.0/24 . 10.10.0.0/24 . 6 . 22"}))
     ]
+
+
+def test_where_many_go_the_set_is_replaced() -> None:
+    """Deleting a hundred of ten thousand takes the kernel seconds."""
+    lan = documents.CENTRE_LAN
+    many = tuple(
+        documents.pair(f"p{port}", lan, "centre", protocol="tcp", ports=(str(port),)) for port in range(1, 2001, 2)
+    )
+    before = ruleset(documents.branch(pairs=many), Backend.USERLAND)
+    wanted = ruleset(documents.branch(pairs=many[100:]), Backend.USERLAND)
+    closing, opening = diff(wanted, before)
+    assert opening == ()
+    (op,) = closing
+    assert isinstance(op, ReplaceSet) and op.new.name == "local_pairs4"
+    # Every rule that looks into the set moves with it.
+    assert {chain.name for chain in op.chains} == {
+        chain.name for chain in wanted.chains if any(f"@{op.new.name} " in f"{rule} " for rule in chain.rules)
+    }
+    assert apply(before, op) == wanted

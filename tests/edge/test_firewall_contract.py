@@ -114,6 +114,15 @@ class StrangerWithNft:
         nft(f"add chain inet {TABLE} {name}")
 
 
+class Checked(NftablesFirewall):
+    """Whatever it remembers must be what one without a memory finds."""
+
+    async def read(self) -> Ruleset | None:
+        remembered = await super().read()
+        assert remembered == await NftablesFirewall().read()
+        return remembered
+
+
 def nft(command: str, *options: str) -> str:
     run = subprocess.run(["nft", *options, "-f", "-"], input=command, capture_output=True, text=True, timeout=30)
     assert run.returncode == 0, run.stderr
@@ -126,7 +135,7 @@ def bed(request: pytest.FixtureRequest) -> Iterator[Bed]:
         fake = FirewallFake()
         yield Bed(fake, StrangerToFake(fake))
     else:
-        yield Bed(NftablesFirewall(), StrangerWithNft())
+        yield Bed(Checked(), StrangerWithNft())
         nft(f"add table inet {TABLE}; delete table inet {TABLE}")
 
 
@@ -283,7 +292,7 @@ async def test_counters_are_named_by_element_and_reason(bed: Bed) -> None:
     await bring(bed.firewall, wanted)
     counters = await bed.firewall.counters()
     elements = {f"{s.name} {e}" for s in wanted.sets if s.counter for e in s.elements}
-    drops = {"unlisted", "cleartext", "input", "tunnel_input", "lan_input", "uplink_input"}
+    drops = {"unlisted", "spoofed", "cleartext", "input", "tunnel_input", "lan_input", "uplink_input"}
     assert counters.keys() == elements | {f"drop {reason}" for reason in drops}
     assert all(value == (0, 0) for value in counters.values())
 

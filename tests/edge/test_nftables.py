@@ -4,20 +4,26 @@ from __future__ import annotations
 
 import fcntl
 import os
+import random
 import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import aclosing, suppress
+from typing import TypeVar
 
 import pytest
 import trio
+import trio.testing
 
 from cpe_agent.core.firewall import diff
-from cpe_agent.edge.nftables import NftablesFirewall, names_our_table
+from cpe_agent.edge.nftables import LIST_AGAIN_S, NftablesFirewall
 from cpe_agent.edge.nftables_listing import parse_counters, parse_table
+from cpe_agent.edge.nftables_news import names_our_table
 from cpe_agent.model.dataplane import TABLE, NftChain, NftSet, Ruleset
-from cpe_agent.model.ops import AddElements, ReplaceTable
+from cpe_agent.model.ops import AddElements, DeleteElements, FirewallOp, ReplaceSet, ReplaceTable
 from cpe_agent.ports import EdgeError
+
+T = TypeVar("T")
 
 OUTPUT = "type filter hook output priority filter; policy accept;"
 FLOWS = "ipv4_addr . inet_proto . inet_service"
@@ -190,3 +196,106 @@ def test_what_is_not_understood_counts_as_a_change() -> None:
     assert not names_our_table(new_generation)
     assert names_our_table(bytes(16))
     assert names_our_table((20).to_bytes(4, "little") + (10 << 8).to_bytes(2, "little") + bytes(14))
+
+
+class Listening(NftablesFirewall):
+    """Counts its listings; `between` runs when it is about to commit."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listings = 0
+        self.between: list[str] = []
+
+    def _list(self, stateless: bool, parse: Callable[[str], T]) -> T | None:
+        self.listings += 1
+        return super()._list(stateless, parse)
+
+    def _commit(self, commands: str, doing: str) -> None:
+        while self.between:
+            nft(self.between.pop())
+        super()._commit(commands, doing)
+
+
+async def test_what_was_listed_is_not_listed_again(firewall: NftablesFirewall) -> None:
+    listening = Listening()
+    await listening.apply([ReplaceTable(COUNTED)])
+    assert await listening.read() == await listening.read() == COUNTED
+    assert listening.listings == 1
+    added, gone = frozenset({"127.0.0.1 . 17 . 99", "127.0.0.1 . 17 . 98"}), frozenset({"127.0.0.1 . 17 . 53"})
+    await listening.apply([AddElements("flows", FLOWS, added)])
+    await listening.apply([DeleteElements("flows", FLOWS, gone), AddElements("flows", FLOWS, frozenset())])
+    found = await listening.read()
+    assert listening.listings == 1
+    assert found == await firewall.read()
+    assert found is not None and found.sets[0].elements == (COUNTED.sets[0].elements | added) - gone
+    nft("add table inet other")
+    assert await listening.read() == found
+    assert listening.listings == 2
+
+
+async def test_it_is_listed_again_in_time_all_the_same(
+    firewall: NftablesFirewall, autojump_clock: trio.testing.MockClock
+) -> None:
+    listening = Listening()
+    for listings in (1, 1, 2):
+        await listening.read()
+        assert listening.listings == listings
+        await trio.sleep(LIST_AGAIN_S * 0.6)
+
+
+TWO = frozenset({"127.0.0.1 . 17 . 99"})
+FOREIGN = (
+    f"add element inet {TABLE} flows {{ 127.0.0.1 . 17 . 99 }}; insert rule inet {TABLE} output accept",
+    f"add rule inet {TABLE} also accept",
+    f"delete element inet {TABLE} flows {{ 127.0.0.1 . 17 . 53 }}",
+    f"delete element inet {TABLE} flows {{ 127.0.0.1 . 17 . 53 }}; add rule inet {TABLE} also accept",
+    f"flush chain inet {TABLE} output",
+)
+
+
+@pytest.mark.parametrize("foreign", FOREIGN)
+@pytest.mark.parametrize("op", [AddElements("flows", FLOWS, TWO), ReplaceSet(COUNTED.sets[0], COUNTED.chains)])
+async def test_what_others_do_just_before_our_edit_is_seen(
+    firewall: NftablesFirewall, foreign: str, op: FirewallOp
+) -> None:
+    listening = Listening()
+    await listening.apply([ReplaceTable(COUNTED)])
+    await listening.read()
+    listening.between = [foreign]
+    await listening.apply([op])
+    assert not listening.between
+    assert await listening.read() == await firewall.read()
+
+
+async def test_what_others_do_at_any_moment_is_never_hidden(firewall: NftablesFirewall) -> None:
+    """Somebody edits as fast as nft can while we read and edit: when both rest, what we believe is what is listed."""
+    chance = random.Random(7)
+    ours = Listening()
+    await ours.apply([ReplaceTable(COUNTED)])
+    kept = 0
+    for turn in range(60):
+        number = turn * 10
+        same, other = f"127.0.0.1 . 17 . {20000 + number}", f"127.0.0.2 . 17 . {10000 + number}"
+        commands = [
+            f"add element inet {TABLE} flows {{ {other} }}",
+            f"add element inet {TABLE} flows {{ {same} }}; add rule inet {TABLE} also accept",
+            "add table inet other; delete table inet other",
+            f"flush chain inet {TABLE} also",
+        ]
+        command = chance.choice(commands)
+        delay_s = chance.uniform(0, 0.006)
+
+        async def interfere(command: str = command) -> None:
+            await trio.run_process(["nft", "-f", "-"], stdin=command.encode())
+
+        async with trio.open_nursery() as nursery:
+            await ours.read()
+            nursery.start_soon(interfere)
+            await trio.sleep(delay_s)
+            await ours.apply([AddElements("flows", FLOWS, frozenset({same}))])
+            await ours.read()
+            await ours.apply([DeleteElements("flows", FLOWS, frozenset({same}))])
+        listings = ours.listings
+        assert await ours.read() == await firewall.read(), (turn, command, delay_s)
+        kept += ours.listings == listings
+    assert 0 < kept < 60  # both ways of reading were tried

@@ -16,7 +16,6 @@ from trio.testing import wait_all_tasks_blocked
 
 from cpe_agent.core.routes import diff
 from cpe_agent.edge.netlink import Netlink
-from cpe_agent.edge.routechange import describe
 from cpe_agent.model.dataplane import Route, Routes, Rule
 from cpe_agent.model.observed import Link, LinkAddress, Links
 from cpe_agent.model.ops import (
@@ -31,6 +30,7 @@ from cpe_agent.model.ops import (
     RouteOp,
     SetForwarding,
 )
+from cpe_agent.model.words import describe
 from cpe_agent.ports import EdgeError, RoutePort
 from tests.fakes.routes import FakeRoutes
 

@@ -35,6 +35,12 @@ class TestContract:
         assert restart().load_document() is None
         assert restart().load_order() is None
         assert restart().load_clock_floor() == 0.0
+        assert restart().load_drained() is False
+
+    def test_a_hub_is_drained_until_it_is_undrained(self, restart: Restart) -> None:
+        for drained in (True, True, False, True):
+            restart().save_drained(drained)
+            assert restart().load_drained() is drained
 
     def test_what_is_saved_outlives_a_restart(self, restart: Restart) -> None:
         restart().save_document(SIGNED)

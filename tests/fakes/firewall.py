@@ -24,7 +24,8 @@ Box = tuple[tuple[int | str, int | str], ...]
 
 _LIMITS = {"inet_proto": 255, "inet_service": 65535}
 _DROP_REASON = re.compile(r'\bcounter drop comment "([^"]*)"$')
-_REFERENCES = re.compile(r"@([A-Za-z0-9_]+)|\b(?:jump|goto) ([A-Za-z0-9_]+)")
+# "@th,64,32" are bytes of a packet, and no set.
+_REFERENCES = re.compile(r"@([A-Za-z0-9_]+)\b(?!,\d)|\b(?:jump|goto) ([A-Za-z0-9_]+)")
 
 
 class FirewallFake:

@@ -91,7 +91,7 @@ class FakeRoutes:
                 self._do(op)
             except RefusedError as error:
                 refused.append((op, error))
-        if ops:
+        if len(refused) < len(ops):
             self._change()
         if refused:
             op, cause = refused[0]

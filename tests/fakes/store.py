@@ -12,6 +12,7 @@ class FakeStore:
         self.document: SignedDocument | None = None
         self.order: tuple[int, int] | None = None
         self.clock_floor_s = 0.0
+        self.drained = False
         self.refusal: str | None = None
 
     def load_document(self) -> SignedDocument | None:
@@ -34,6 +35,13 @@ class FakeStore:
     def save_clock_floor(self, wall_s: float) -> None:
         self._refuse()
         self.clock_floor_s = wall_s
+
+    def load_drained(self) -> bool:
+        return self.drained
+
+    def save_drained(self, drained: bool) -> None:
+        self._refuse()
+        self.drained = drained
 
     def _refuse(self) -> None:
         if self.refusal is not None:

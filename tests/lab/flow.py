@@ -7,6 +7,9 @@
 `up` is from the client to the server. The longest gap of a direction is the longest time its receiver heard nothing:
 between two arrivals, or from the first packet sent to the first arrival, or from the last arrival to the last packet
 sent. So a direction that dies and stays dead shows as a gap until the end, not as none.
+
+A server can have a twin: another machine with the same address, behind another hub. The client's packets may then
+arrive at either, and what each of the two sends counts; gaps are still what a receiver as a whole heard, or did not.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from tests.lab.container import Container, LabError, Process, wait_until
 from tests.lab.init import LOGS
 
 PORT = 7000
+TWIN_FIRST = 1_000_000  # its sequence numbers start here, so that they are told from the other's
 
 _SCRIPT = Path(__file__).with_name("traffic.py")
 _START_S = 15.0
@@ -77,6 +81,7 @@ class Flow:
         port: int,
         seconds: float,
         linger_ms: float,
+        twin: str | None = None,
     ) -> None:
         self.name = f"flow-{number}-{client}-{server}"
         self._container = container
@@ -84,11 +89,18 @@ class Flow:
         self._linger_s = linger_ms / 1000
         common = ["--port", str(port), "--rate", str(rate), "--seconds", str(seconds), "--linger-ms", str(linger_ms)]
         # The server must be there first, and the client's first packet must not be early.
-        self._server, self._server_log = self._start(server, "server", common)
+        if ":" in address:
+            common.append("--ipv6")
+        self._ends: list[tuple[Process, Path]] = []
         try:
-            self._client, self._client_log = self._start(client, "client", ["--to", address, *common])
+            self._ends.append(self._start(server, "server", common))
+            if twin:
+                self._ends.append(self._start(twin, "twin", ["--first", str(TWIN_FIRST), *common]))
+            self._ends.insert(0, self._start(client, "client", ["--to", address, *common]))
         except LabError:
-            self._server.signal(signal.SIGKILL)
+            for process, _ in self._ends:
+                process.signal(signal.SIGKILL)
+                process.close()
             raise
 
     def __enter__(self) -> Flow:
@@ -105,8 +117,9 @@ class Flow:
         return self._result
 
     def received(self) -> tuple[int, int]:
-        """How many packets have arrived so far at (the server, the client); some 100 ms old."""
-        return _progress(self._server_log), _progress(self._client_log)
+        """How many packets have arrived so far at (the server or its twin, the client); some 100 ms old."""
+        client, *servers = (_progress(log) for _, log in self._ends)
+        return sum(servers), client
 
     def wait_flowing(self, timeout_s: float) -> None:
         """Returns once both ends hear each other."""
@@ -114,13 +127,10 @@ class Flow:
 
     def stop(self) -> FlowResult:
         """End it and say what was lost. Waits for packets under way, by `linger_ms`."""
-        for process in (self._client, self._server):
+        for process, _ in self._ends:
             process.signal(signal.SIGTERM)
-        ends = [
-            _outcome(self.name, process, log, self._linger_s + 15)
-            for process, log in ((self._client, self._client_log), (self._server, self._server_log))
-        ]
-        self._result = FlowResult(up=join(ends[0], ends[1]), down=join(ends[1], ends[0]))
+        client, *servers = (_outcome(self.name, process, log, self._linger_s + 15) for process, log in self._ends)
+        self._result = FlowResult(up=join(client, all_heard(servers)), down=join(all_sent(servers), client))
         return self._result
 
     def _start(self, host: str, end: str, arguments: Sequence[str]) -> tuple[Process, Path]:
@@ -140,13 +150,15 @@ class Flow:
 def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
     """What one end sent (its result, see `traffic`) against what the other received."""
     sent: int = sender["sent"]
+    twin_first = sent - sender.get("twin_sent", 0)
     seen: set[int] = set()
     duplicates = reordered = 0
     highest = -1
     longest_delay_ns = 0
     longest_gap_ns, longest_gap_at_ns = 0, sender["first_sent_ns"]
     previous_ns = sender["first_sent_ns"]
-    for sequence, arrived_ns, sent_ns in receiver["arrivals"]:
+    for number, arrived_ns, sent_ns in receiver["arrivals"]:
+        sequence = number if number < TWIN_FIRST else twin_first + number - TWIN_FIRST
         if arrived_ns - previous_ns > longest_gap_ns:
             longest_gap_ns, longest_gap_at_ns = arrived_ns - previous_ns, previous_ns
         previous_ns = max(previous_ns, arrived_ns)
@@ -167,6 +179,23 @@ def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
         longest_gap_at_s=longest_gap_at_ns / 1e9,
         longest_delay_ms=longest_delay_ns / 1e6,
     )
+
+
+def all_heard(servers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a server and its twin received, as if they were one."""
+    arrivals = [arrival for server in servers for arrival in server["arrivals"]]
+    return {"arrivals": sorted(arrivals, key=lambda arrival: arrival[1])}
+
+
+def all_sent(servers: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a server and its twin sent: the twin's numbers follow the other's. One that never spoke sent nothing."""
+    spoke = [server for server in servers if server["sent"]] or servers[:1]
+    return {
+        "sent": sum(server["sent"] for server in spoke),
+        "twin_sent": sum(server["sent"] for server in servers[1:]),
+        "first_sent_ns": min(server["first_sent_ns"] for server in spoke),
+        "last_sent_ns": max(server["last_sent_ns"] for server in spoke),
+    }
 
 
 def _ranges(numbers: list[int]) -> tuple[tuple[int, int], ...]:

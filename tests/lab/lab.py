@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import TracebackType
+from typing import Literal
 
 from tests.lab.container import REPOSITORY, Completed, Container, Process, wait_until
 from tests.lab.daemon import Command, Daemon
@@ -121,12 +122,15 @@ class Lab:
         port: int = PORT,
         seconds: float = 300,
         linger_ms: float = 500,
+        twin: str | None = None,
+        version: Literal[4, 6] = 4,
     ) -> Flow:
         """Start sequenced UDP both ways between two hosts; `client` may be any namespace.
 
-        A server can be in several flows if their ports differ.
+        A server can be in several flows if their ports differ. `twin` is another host with the server's address.
         """
-        address = str(self.network.address_of(server))
+        network = self.network
+        address = str(network.address_of(server) if version == 4 else network.address6_of(server))
         number = next(self._flow_numbers)
         return Flow(
             self.container,
@@ -138,6 +142,7 @@ class Lab:
             port=port,
             seconds=seconds,
             linger_ms=linger_ms,
+            twin=twin,
         )
 
     def offer(
@@ -175,8 +180,12 @@ class Lab:
             wait_until(f"{name} serves its page", partial(_is_ready, log), _START_S)
 
     def _leaked_at(self, router: str) -> int:
-        listing = self.run(router, "nft", "-j", "list", "counter", "ip", "lab", "leaked").stdout
-        return sum(int(item["counter"]["packets"]) for item in json.loads(listing)["nftables"] if "counter" in item)
+        packets = 0
+        for family in ("ip", "ip6") if self.network.has_ipv6 else ("ip",):
+            listing = self.run(router, "nft", "-j", "list", "counter", family, "lab", "leaked").stdout
+            items = json.loads(listing)["nftables"]
+            packets += sum(int(item["counter"]["packets"]) for item in items if "counter" in item)
+        return packets
 
     def _daemons(self) -> Iterator[Daemon]:
         yield self.controller

@@ -2,7 +2,8 @@
 
 Stand-alone, standard library only: runs in a sender's namespace. Packets are made by hand on a raw socket, so that no
 local rule or missing listener changes what is offered, and carry `--dscp`, by which the lab counts them where they
-enter a site and where they arrive. Prints how many it handed to the kernel, as JSON.
+enter a site and where they arrive. Prints how many it handed to the kernel, as JSON. `--many` makes many offers, one
+after the other: standard input is then a JSON list of objects with the other options by name.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import socket
 import struct
+import sys
 import time
 from collections.abc import Iterator
 
@@ -23,6 +25,26 @@ _FIRST_FRAGMENT_BYTES = 24  # a multiple of 8
 
 
 def main() -> None:
+    if sys.argv[1:] == ["--many"]:
+        offers = [argparse.Namespace(**options) for options in json.load(sys.stdin)]
+    else:
+        offers = [_options()]
+    sent = refused = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+        for offer in offers:
+            for index in range(offer.count):
+                for packet in packets(offer, index):
+                    try:
+                        raw.sendto(packet, (offer.to, 0))
+                        sent += 1
+                    except OSError:
+                        refused += 1  # the sender's own kernel would not
+                time.sleep(offer.interval_ms / 1000)
+    with contextlib.suppress(BrokenPipeError):
+        print(json.dumps({"sent": sent, "refused": refused}))
+
+
+def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--source", required=True)
     parser.add_argument("--to", required=True)
@@ -31,19 +53,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, required=True)
     parser.add_argument("--interval-ms", type=float, required=True)
     parser.add_argument("--dscp", type=int, required=True)
-    arguments = parser.parse_args()
-    sent = refused = 0
-    with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
-        for index in range(arguments.count):
-            for packet in packets(arguments, index):
-                try:
-                    raw.sendto(packet, (arguments.to, 0))
-                    sent += 1
-                except OSError:
-                    refused += 1  # the sender's own kernel would not
-            time.sleep(arguments.interval_ms / 1000)
-    with contextlib.suppress(BrokenPipeError):
-        print(json.dumps({"sent": sent, "refused": refused}))
+    return parser.parse_args()
 
 
 def packets(arguments: argparse.Namespace, index: int) -> Iterator[bytes]:

@@ -89,7 +89,7 @@ def offer(
 def _entrance(network: Network, sender: str, to: str) -> _Entrance:
     for site in network.sites:
         for lan in site.lans:
-            if lan.host.name == sender:
+            if any(host.name == sender for host in lan.hosts):
                 return _Entrance(site.name, lan.name)
         for uplink in site.uplinks:
             if sender == access_router(site.name, uplink.name):

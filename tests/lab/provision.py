@@ -27,27 +27,30 @@ OVERLAY = "10.255.0.0/24"  # inner addresses of paths, endpoints and sites
 PROBE = {"active_interval_ms": 100, "standby_interval_ms": 100, "misses": 3}
 
 
-def provision(lab: Lab) -> None:
-    """Set up the controller's state, apply the network, and give every site its identity and settings."""
-    lab.path(NETWORK_YAML).write_text(network_yaml(lab.network))
+def provision(lab: Lab, text: str | None = None) -> None:
+    """Set up the controller's state, apply the network (`text`, or what `network_yaml` says of it), and give every site
+    its identity and settings."""
+    lab.path(NETWORK_YAML).write_text(network_yaml(lab.network) if text is None else text)
     # Inside the lab: SQLite resolves the path of its file, and from outside that path leads through /proc.
-    controller = str(lab.network.address_of(lab.network.controller))
-    argv = [sys.executable, "-m", "tests.lab.provision", controller, *lab.sites]
+    argv = [sys.executable, "-m", "tests.lab.provision", ",".join(controller_addresses(lab.network)), *lab.sites]
     lab.run(lab.network.controller, *argv, timeout_s=30)
     keys = setup.signing_keys(lab.path(CONTROLLER_STATE))
     write_settings(lab, signing_keys={key.id: key.key for key in keys})
 
 
-def apply(lab: Lab, text: str) -> None:
-    """Put another network.yaml in force while the controller runs."""
+def apply(lab: Lab, text: str) -> dict[str, int]:
+    """Put another network.yaml in force while the controller runs. The sites whose document it changes, and to which
+    version."""
     lab.path(NETWORK_YAML).write_text(text)
     argv = [sys.executable, "-m", "cpe_controller", "--state", CONTROLLER_STATE, "apply", NETWORK_YAML]
-    lab.run(lab.network.controller, *argv, timeout_s=30)
+    lines = lab.run(lab.network.controller, *argv, timeout_s=30).stdout.splitlines()
+    changed = (line.partition(": version ") for line in lines)
+    return {site: int(version) for site, _, version in changed if version}
 
 
-def _inside(address: str, *sites: str) -> None:
+def _inside(addresses: str, *sites: str) -> None:
     """What `provision` does inside the lab, in one process."""
-    setup.init_state(Path(CONTROLLER_STATE), "lab", [address], CONTROLLER_PORT)
+    setup.init_state(Path(CONTROLLER_STATE), "lab", addresses.split(","), CONTROLLER_PORT)
     setup.apply(Path(CONTROLLER_STATE), Path(NETWORK_YAML))
     for site in sites:
         pems = setup.issue_site(Path(CONTROLLER_STATE), site)
@@ -78,13 +81,24 @@ def network_yaml(network: Network) -> str:
 
 
 def controller_url(network: Network) -> str:
-    return f"https://{network.address_of(network.controller)}:{CONTROLLER_PORT}"
+    return controller_urls(network)[0]
+
+
+def controller_urls(network: Network) -> list[str]:
+    """One for each IP version of the controller, IPv4 first."""
+    hosts = (f"[{address}]" if ":" in address else address for address in controller_addresses(network))
+    return [f"https://{host}:{CONTROLLER_PORT}" for host in hosts]
+
+
+def controller_addresses(network: Network) -> list[str]:
+    machine = network.internet_host(network.controller)
+    return [str(machine.address.ip), *([str(machine.ipv6.address.ip)] if machine.ipv6 else [])]
 
 
 def write_settings(lab: Lab, signing_keys: Mapping[str, str]) -> None:
     """Write every site's agent.yaml. `signing_keys`: key id -> public key in base64."""
     for site in lab.sites.values():
-        settings = agent_settings(site, [controller_url(lab.network)], signing_keys)
+        settings = agent_settings(site, controller_urls(lab.network), signing_keys)
         (site.outside / "agent.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 
 

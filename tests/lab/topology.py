@@ -1,13 +1,14 @@
 """What is in a lab? Sites, their uplinks and LANs, and the internet between them, as data.
 
-`NETWORK` is the network of the README. `wiring` turns any `Network` into namespaces; nothing here touches the machine.
-Public addresses come from the documentation ranges; 192.0.2.0/24 is kept for the links between internet routers.
+`NETWORK` is the network of the README; `wide` has another, with what this one lacks. `wiring` turns any `Network` into
+namespaces; nothing here touches the machine. Public addresses come from the documentation ranges; 192.0.2.0/24 is kept
+for the links between internet routers.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv4Interface, IPv4Network
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal, Protocol, TypeVar
 
 Role = Literal["hub", "branch"]
@@ -21,6 +22,19 @@ class Host:
     name: str
     address: IPv4Address
     serves: bool = False
+    address6: IPv6Address | None = None
+
+
+@dataclass(frozen=True)
+class Beyond:
+    """A subnet behind the machine of a LAN, which routes between the two. `host` is the one machine in it."""
+
+    subnet: IPv4Network
+    host: Host
+
+    @property
+    def router(self) -> IPv4Interface:
+        return IPv4Interface(f"{self.subnet[1]}/{self.subnet.prefixlen}")
 
 
 @dataclass(frozen=True)
@@ -30,10 +44,21 @@ class Lan:
     name: str
     subnet: IPv4Network
     host: Host
+    subnet6: IPv6Network | None = None
+    beyond: Beyond | None = None
 
     @property
     def router(self) -> IPv4Interface:
         return IPv4Interface(f"{self.subnet[1]}/{self.subnet.prefixlen}")
+
+    @property
+    def router6(self) -> IPv6Interface | None:
+        return IPv6Interface(f"{self.subnet6[1]}/{self.subnet6.prefixlen}") if self.subnet6 else None
+
+    @property
+    def hosts(self) -> tuple[Host, ...]:
+        """Also the one beyond it."""
+        return (self.host, self.beyond.host) if self.beyond else (self.host,)
 
 
 @dataclass(frozen=True)
@@ -49,8 +74,20 @@ class Nat:
 
 
 @dataclass(frozen=True)
+class Ipv6:
+    """An IPv6 address on a wire whose other end has `gateway`."""
+
+    address: IPv6Interface
+    gateway: IPv6Address
+
+
+@dataclass(frozen=True)
 class Uplink:
-    """A site's link to the internet. The interface has its name; the provider's end of the wire is `gateway`."""
+    """A site's link to the internet. The interface has its name; the provider's end of the wire is `gateway`.
+
+    `mtu` holds at both ends of the wire; what is too long is answered with fragmentation-needed unless `silent_mtu`.
+    Without `ipv4` the wire has IPv6 alone, and `address` and `gateway` are given to nobody.
+    """
 
     name: str
     kind: Kind
@@ -58,6 +95,10 @@ class Uplink:
     gateway: IPv4Address
     nat: str | None = None
     delay_ms: float = 0.0  # one way
+    mtu: int = 1500
+    silent_mtu: bool = False
+    ipv6: Ipv6 | None = None
+    ipv4: bool = True
 
 
 @dataclass(frozen=True)
@@ -80,6 +121,7 @@ class InternetHost:
     name: str
     address: IPv4Interface
     gateway: IPv4Address
+    ipv6: Ipv6 | None = None
 
 
 @dataclass(frozen=True)
@@ -103,7 +145,7 @@ class Network:
     @property
     def hosts(self) -> tuple[Host, ...]:
         """The machines behind all sites."""
-        return tuple(lan.host for site in self.sites for lan in site.lans)
+        return tuple(host for site in self.sites for lan in site.lans for host in lan.hosts)
 
     def host(self, name: str) -> Host:
         return _named(self.hosts, name)
@@ -115,9 +157,19 @@ class Network:
                 return machine.address.ip
         return self.host(host).address
 
+    def address6_of(self, host: str) -> IPv6Address:
+        """Of a machine behind a site or on the internet, if it has one."""
+        for machine in self.internet_hosts:
+            if machine.name == host and machine.ipv6:
+                return machine.ipv6.address.ip
+        address = self.host(host).address6
+        if address is None:
+            raise LookupError(f"{host!r} has no IPv6 address")
+        return address
+
     def site_of(self, host: str) -> Site:
         """The site that `host` is behind."""
-        return next(site for site in self.sites for lan in site.lans if lan.host.name == host)
+        return next(site for site in self.sites for lan in site.lans for machine in lan.hosts if machine.name == host)
 
     def public_address(self, site: str, uplink: str) -> IPv4Address:
         """The address by which the internet knows this uplink."""
@@ -131,6 +183,12 @@ class Network:
         others = (lan.subnet for site in self.sites for lan in site.lans if not lan.subnet.subnet_of(ten))
         return (ten, *others)
 
+    @property
+    def has_ipv6(self) -> bool:
+        """Does the internet of this lab speak it?"""
+        uplinks = [uplink.ipv6 for site in self.sites for uplink in site.uplinks]
+        return any(uplinks) or any(host.ipv6 for host in self.internet_hosts)
+
 
 def access_router(site: str, uplink: str) -> str:
     """The namespace of the provider's router at the far end of an uplink, where its faults are made."""
@@ -141,14 +199,27 @@ def uplink(name: str, kind: Kind, address: str, gateway: str, nat: str | None = 
     return Uplink(name, kind, IPv4Interface(address), IPv4Address(gateway), nat, delay_ms)
 
 
-def lan(name: str, subnet: str, host: str, *, serves: bool = False) -> Lan:
-    """A LAN whose host has the subnet's address .10."""
+def lan(
+    name: str, subnet: str, host: str, *, serves: bool = False, subnet6: str | None = None, beyond: Beyond | None = None
+) -> Lan:
+    """A LAN whose host has the subnet's address .10 (and ::10)."""
+    network, network6 = IPv4Network(subnet), IPv6Network(subnet6) if subnet6 else None
+    machine = Host(host, network[10], serves, network6[0x10] if network6 else None)
+    return Lan(name, network, machine, network6, beyond)
+
+
+def beyond(subnet: str, host: str, *, serves: bool = False) -> Beyond:
+    """A subnet behind a LAN's machine, whose host has the address .10."""
     network = IPv4Network(subnet)
-    return Lan(name, network, Host(host, network[10], serves))
+    return Beyond(network, Host(host, network[10], serves))
 
 
-def internet_host(name: str, address: str, gateway: str) -> InternetHost:
-    return InternetHost(name, IPv4Interface(address), IPv4Address(gateway))
+def internet_host(name: str, address: str, gateway: str, ipv6: Ipv6 | None = None) -> InternetHost:
+    return InternetHost(name, IPv4Interface(address), IPv4Address(gateway), ipv6)
+
+
+def ipv6(address: str, gateway: str) -> Ipv6:
+    return Ipv6(IPv6Interface(address), IPv6Address(gateway))
 
 
 class _Named(Protocol):

@@ -38,7 +38,9 @@ def main() -> None:
     parser.add_argument("--rate", type=float, required=True, help="packets per second")
     parser.add_argument("--seconds", type=float, required=True, help="stop sending after this")
     parser.add_argument("--linger-ms", type=float, default=500)
+    parser.add_argument("--first", type=int, default=0, help="the first sequence number")
     parser.add_argument("--bytes", type=int, default=64, help="payload of each packet")
+    parser.add_argument("--ipv6", action="store_true")
     arguments = parser.parse_args()
     with contextlib.suppress(PermissionError):
         os.nice(-10)
@@ -47,6 +49,8 @@ def main() -> None:
         port=0 if arguments.to else arguments.port,
         interval_ns=round(1e9 / arguments.rate),
         padding=bytes(max(0, arguments.bytes - _HEADER.size)),
+        first=arguments.first,
+        family=socket.AF_INET6 if arguments.ipv6 else socket.AF_INET,
     )
     signal.signal(signal.SIGTERM, lambda _number, _frame: end.stop())
     print(json.dumps({"ready": True}), flush=True)
@@ -56,17 +60,20 @@ def main() -> None:
 
 
 class End:
-    def __init__(self, peer: Address | None, port: int, interval_ns: int, padding: bytes) -> None:
+    def __init__(
+        self, peer: Address | None, port: int, interval_ns: int, padding: bytes, first: int, family: int
+    ) -> None:
         self._peer = peer
         self._interval_ns = interval_ns
         self._padding = padding
+        self._first = first
         self._stopped = False
         self._sent = 0
         self._first_sent_ns = 0
         self._last_sent_ns = 0
         self._arrivals: list[tuple[int, int, int]] = []
         # Not connected, so that ICMP errors from routers on the way do not end the flow.
-        self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
+        self._socket = socket.socket(family, socket.SOCK_DGRAM)
         self._socket.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMPNS, 1)
         with contextlib.suppress(PermissionError):
             self._socket.setsockopt(socket.SOL_SOCKET, 33, 4 << 20)  # SO_RCVBUFFORCE
@@ -107,7 +114,7 @@ class End:
         }
 
     def _send(self, now_ns: int, peer: Address) -> None:
-        packet = _HEADER.pack(_MAGIC, self._sent, now_ns) + self._padding
+        packet = _HEADER.pack(_MAGIC, self._first + self._sent, now_ns) + self._padding
         # What the kernel will not send (no route, a full queue) counts as sent and lost: the nurse felt it.
         with contextlib.suppress(OSError):
             self._socket.sendto(packet, peer)

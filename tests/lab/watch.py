@@ -58,11 +58,30 @@ def all_up(report: Status) -> bool:
     )
 
 
-def wait_all_up(lab: Lab, timeout_s: float, sites: Iterable[str] | None = None) -> None:
-    """Returns once `all_up` holds of every site (or of these)."""
+def wait_all_up(
+    lab: Lab, timeout_s: float, sites: Iterable[str] | None = None, heard: Callable[[Status], None] | None = None
+) -> None:
+    """Returns once `all_up` holds of every site (or of these). `heard` is given every report until then."""
+    waiting = dict.fromkeys(lab.sites if sites is None else sites, "it has not answered yet")
     deadline = time.monotonic() + timeout_s
-    for site in sites or lab.sites:
-        wait_for(lab, site, "everything is up", all_up, max(0.1, deadline - time.monotonic()))
+    while True:
+        for site in list(waiting):
+            try:
+                report = status(lab, site)
+            except EdgeError as error:
+                waiting[site] = error.cause
+                continue
+            if heard is not None:
+                heard(report)
+            waiting[site] = _troubles(report)
+            if all_up(report):
+                del waiting[site]
+        if not waiting:
+            return
+        if time.monotonic() > deadline:
+            last = "; ".join(f"{site}: {words}" for site, words in waiting.items())
+            raise LabError(f"not everything is up within {timeout_s:g} s; last: {last}")
+        time.sleep(_INTERVAL_S)
 
 
 def active_path(report: Status, bundle: str) -> str | None:
@@ -73,9 +92,17 @@ def active_path(report: Status, bundle: str) -> str | None:
     return None
 
 
-def carried_by(bundle: str, prefix: str) -> Predicate:
-    """`bundle` is carried by a path whose name (uplink.peer.endpoint) starts so."""
-    return lambda report: (active_path(report, bundle) or "").startswith(prefix)
+def carried(bundle: str, *, uplink: str | None = None, peer: str | None = None) -> Predicate:
+    """`bundle` is carried over this uplink, or to this peer, or both."""
+
+    def predicate(report: Status) -> bool:
+        active = active_path(report, bundle)
+        if active is None:
+            return False
+        path = next(path for path in report.paths if path.path == active)
+        return uplink in (None, path.uplink) and peer in (None, path.peer)
+
+    return predicate
 
 
 def has_document(version: int) -> Predicate:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address
+from ipaddress import IPv4Address, IPv6Address
 
 from tests.lab.container import Container
 from tests.lab.topology import InternetHost, Lan, Nat, Network, Site, Uplink, access_router
@@ -24,6 +24,8 @@ TO_INTERNET = "internet"  # an access router's or NAT's interface towards the co
 
 # Offered packets (see offer.py) carry this DSCP, which no real application uses and which survives NAT and tunnels.
 OFFER_DSCP = 43
+
+PRIVATE6 = "fd00::/8"  # where all LANs and inner addresses of IPv6 are
 
 # What DHCP clients of several interfaces would leave: a default route each, told apart by metric.
 _FIRST_METRIC = 100
@@ -41,6 +43,7 @@ class Wiring:
     addresses: dict[str, list[str]] = field(default_factory=dict)  # `ip -batch` lines
     routes: dict[str, list[str]] = field(default_factory=dict)  # `ip -batch` lines, once all addresses are there
     rules: dict[str, str] = field(default_factory=dict)  # nft text
+    has_ipv6: bool = False
 
     def namespace(self, name: str, *, router: bool = False, rules: str = "") -> None:
         if name in self.addresses:
@@ -59,12 +62,15 @@ class Wiring:
     def address(self, namespace: str, interface: str, address: object) -> None:
         self.addresses[namespace] += [f"addr add {address} dev {interface}", f"link set {interface} up"]
 
+    def mtu(self, namespace: str, interface: str, mtu: int) -> None:
+        self.addresses[namespace].append(f"link set {interface} mtu {mtu}")
+
     def route(self, namespace: str, destination: object, via: object, metric: int = 0) -> None:
         self.routes[namespace].append(f"route add {destination} via {via}" + (f" metric {metric}" if metric else ""))
 
 
 def plan(network: Network) -> Wiring:
-    wiring = Wiring()
+    wiring = Wiring(has_ipv6=network.has_ipv6)
     wiring.namespace(CORE, router=True, rules=_leak_counter(network, ""))
     transfer = _Transfer(wiring)
     for nat in network.nats:
@@ -91,6 +97,11 @@ def build(container: Container, wiring: Wiring) -> None:
             for setting in ("rp_filter", "accept_redirects", "send_redirects")
         }
         script = "cd /proc/sys/net/ipv4 && " + " && ".join(f"echo {value} > {key}" for key, value in settings.items())
+        if wiring.has_ipv6:
+            # Addresses are usable at once; sites and hosts learn nothing from router advertisements.
+            settings6 = {"accept_dad": 0, "accept_ra": 0, "forwarding": int(name in wiring.routers)}
+            for setting, value in settings6.items():
+                script += "".join(f" && echo {value} > ../ipv6/conf/{scope}/{setting}" for scope in ("all", "default"))
         container.run(["sh", "-c", script], namespace=name)
     container.run(["ip", "-batch", "-"], input=_lines(wiring.wires))
     for step in (wiring.addresses, wiring.routes):
@@ -102,7 +113,7 @@ def build(container: Container, wiring: Wiring) -> None:
 
 
 class _Transfer:
-    """Hands out the /31 links between internet routers, from 192.0.2.0/24."""
+    """Hands out the /31 links between internet routers, from 192.0.2.0/24 (and /127 ones where there is IPv6)."""
 
     def __init__(self, wiring: Wiring) -> None:
         self._wiring = wiring
@@ -117,7 +128,17 @@ class _Transfer:
         self._wiring.address(upper, upper_interface, f"{first}/31")
         self._wiring.address(lower, TO_INTERNET, f"{first + 1}/31")
         self._wiring.route(lower, "default", first)
+        if self._wiring.has_ipv6:
+            first6 = _transfer6(first)
+            self._wiring.address(upper, upper_interface, f"{first6}/127")
+            self._wiring.address(lower, TO_INTERNET, f"{first6 + 1}/127")
+            self._wiring.route(lower, "::/0", first6)
         return first + 1
+
+
+def _transfer6(address: IPv4Address) -> IPv6Address:
+    """The IPv6 address beside this one on a link between internet routers."""
+    return IPv6Address("2001:db8:ffff::") + int(address) % 256
 
 
 def _add_nat(wiring: Wiring, transfer: _Transfer, network: Network, nat: Nat) -> None:
@@ -131,21 +152,49 @@ def _add_nat(wiring: Wiring, transfer: _Transfer, network: Network, nat: Nat) ->
 def _add_uplink(wiring: Wiring, transfer: _Transfer, network: Network, site: Site, uplink: Uplink, metric: int) -> None:
     router = access_router(site.name, uplink.name)
     upper = uplink.nat or CORE
-    wiring.namespace(router, router=True, rules=_leak_counter(network, f'iifname "{TO_CPE}" '))
+    rules = _leak_counter(network, f'iifname "{TO_CPE}" ') + (_SILENT_MTU if uplink.silent_mtu else "")
+    wiring.namespace(router, router=True, rules=rules)
     wiring.wire(site.name, uplink.name, router, TO_CPE)
-    wiring.address(site.name, uplink.name, uplink.address)
-    wiring.address(router, TO_CPE, f"{uplink.gateway}/{uplink.address.network.prefixlen}")
-    wiring.route(site.name, "default", f"{uplink.gateway} dev {uplink.name}", metric)
-    wiring.route(upper, uplink.address.network, transfer.connect(upper, router))
+    if uplink.mtu != 1500:
+        wiring.mtu(site.name, uplink.name, uplink.mtu)
+        wiring.mtu(router, TO_CPE, uplink.mtu)
+    via = transfer.connect(upper, router)
+    if uplink.ipv4:
+        wiring.address(site.name, uplink.name, uplink.address)
+        wiring.address(router, TO_CPE, f"{uplink.gateway}/{uplink.address.network.prefixlen}")
+        wiring.route(site.name, "default", f"{uplink.gateway} dev {uplink.name}", metric)
+        wiring.route(upper, uplink.address.network, via)
+    if uplink.ipv6:
+        if uplink.nat:
+            raise ValueError(f"{uplink.name} of {site.name} has IPv6 behind {uplink.nat}, which speaks IPv4 only")
+        wiring.address(site.name, uplink.name, uplink.ipv6.address)
+        wiring.address(router, TO_CPE, f"{uplink.ipv6.gateway}/{uplink.ipv6.address.network.prefixlen}")
+        wiring.route(site.name, "::/0", f"{uplink.ipv6.gateway} dev {uplink.name}", metric)
+        wiring.route(upper, uplink.ipv6.address.network, _transfer6(via))
 
 
 def _add_lan(wiring: Wiring, site: Site, lan: Lan) -> None:
     host = lan.host
-    wiring.namespace(host.name, rules=_ARRIVALS)
+    if lan.beyond:
+        # What it passes on has not arrived yet.
+        wiring.namespace(host.name, router=True, rules=_ARRIVALS.replace("ip dscp", "fib daddr type local ip dscp"))
+    else:
+        wiring.namespace(host.name, rules=_ARRIVALS)
     wiring.wire(site.name, lan.name, host.name, "eth0")
     wiring.address(site.name, lan.name, lan.router)
     wiring.address(host.name, "eth0", f"{host.address}/{lan.subnet.prefixlen}")
     wiring.route(host.name, "default", lan.router.ip)
+    if lan.router6:
+        wiring.address(site.name, lan.name, lan.router6)
+        wiring.address(host.name, "eth0", f"{host.address6}/{lan.router6.network.prefixlen}")
+        wiring.route(host.name, "::/0", lan.router6.ip)
+    if lan.beyond:
+        behind = lan.beyond.host
+        wiring.namespace(behind.name, rules=_ARRIVALS)
+        wiring.wire(host.name, "eth1", behind.name, "eth0")
+        wiring.address(host.name, "eth1", lan.beyond.router)
+        wiring.address(behind.name, "eth0", f"{behind.address}/{lan.beyond.subnet.prefixlen}")
+        wiring.route(behind.name, "default", lan.beyond.router.ip)
 
 
 def _add_internet_host(wiring: Wiring, host: InternetHost) -> None:
@@ -154,11 +203,27 @@ def _add_internet_host(wiring: Wiring, host: InternetHost) -> None:
     wiring.address(CORE, host.name, f"{host.gateway}/{host.address.network.prefixlen}")
     wiring.address(host.name, "eth0", host.address)
     wiring.route(host.name, "default", host.gateway)
+    if host.ipv6:
+        wiring.address(CORE, host.name, f"{host.ipv6.gateway}/{host.ipv6.address.network.prefixlen}")
+        wiring.address(host.name, "eth0", host.ipv6.address)
+        wiring.route(host.name, "::/0", host.ipv6.gateway)
 
 
 def _leak_counter(network: Network, where: str) -> str:
     subnets = ", ".join(map(str, network.private_subnets))
-    return f"""
+    leaked6 = f"""
+table ip6 lab {{
+  counter leaked {{}}
+  chain prerouting {{
+    type filter hook prerouting priority {_BEFORE_EVERYTHING};
+    {where}ip6 saddr {PRIVATE6} counter name leaked accept
+    {where}ip6 daddr {PRIVATE6} counter name leaked
+  }}
+}}
+"""
+    return (
+        (leaked6 if network.has_ipv6 else "")
+        + f"""
 table ip lab {{
   counter leaked {{}}
   chain prerouting {{
@@ -168,6 +233,7 @@ table ip lab {{
   }}
 }}
 """
+    )
 
 
 def _nat_rules(nat: Nat, inside: list[Uplink]) -> str:
@@ -193,6 +259,17 @@ table ip lab {{
 }}
 """
 
+
+# A provider that filters all ICMP: what is too long for the wire is lost, and nobody is told.
+_SILENT_MTU = """
+table inet lab_mtu {
+  chain output {
+    type filter hook output priority 0;
+    icmp type destination-unreachable icmp code frag-needed drop
+    icmpv6 type packet-too-big drop
+  }
+}
+"""
 
 # Every offered packet that reaches a host, by protocol, whatever its source looks like by then.
 _ARRIVALS = f"""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.lab.flow import join
+from tests.lab.flow import TWIN_FIRST, all_heard, all_sent, join
 
 MS = 1_000_000
 
@@ -50,3 +50,23 @@ def test_a_server_that_was_never_spoken_to() -> None:
 def test_duplicates_and_disorder_are_told_apart() -> None:
     seen = join(_sender(5), _receiver([0, 2, 1, 2, 3, 4]))
     assert (seen.received, seen.duplicates, seen.reordered) == (5, 1, 1)
+
+
+def test_a_twin_takes_over() -> None:
+    """What arrives at either counts, and the twin's packets are told from the other's."""
+    client = _sender(10)
+    first, second = _receiver([0, 1, 2]), _receiver([6, 7, 8, 9])
+    assert join(client, all_heard([second, first])).lost_ranges == ((3, 5),)
+    servers = [_sender(5), _sender(4, start_ms=1060)]
+    heard = _receiver([0, 1, 2])
+    heard["arrivals"] += [[TWIN_FIRST + n, (1061 + 10 * n) * MS, 0] for n in range(4)]
+    down = join(all_sent(servers), heard)
+    assert (down.sent, down.received, down.duplicates, down.lost_ranges) == (9, 7, 0, ((3, 4),))
+    assert (down.longest_gap_ms, down.longest_gap_at_s) == (40.0, 1.021)
+
+
+def test_a_twin_that_never_spoke_counts_for_nothing() -> None:
+    silent = {"sent": 0, "first_sent_ns": 0, "last_sent_ns": 0}
+    assert join(all_sent([_sender(3), silent]), _receiver([0, 1, 2])).longest_gap_ms == 10.0
+    late = {"arrivals": [[TWIN_FIRST, 1001 * MS, 0], [TWIN_FIRST + 1, 1011 * MS, 0]]}
+    assert join(all_sent([silent, _sender(3)]), late).lost_ranges == ((2, 2),)

@@ -118,6 +118,7 @@ def told_rules(transaction: tuple[ops.FirewallOp, ...]) -> str:
 
 def told_route_op(op: ops.RouteOp) -> str:
     """One operation on rules, routes, addresses or forwarding."""
+    what = ""
     match op:
         case ops.AddDevice(name) | ops.DeleteDevice(name):
             what = f"device {name}"

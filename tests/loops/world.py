@@ -6,7 +6,7 @@ done to charon, nftables and netlink, and everything that is logged, is told in 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import structlog
@@ -18,6 +18,7 @@ from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.probing import Probing
+from cpe_agent.loops.readiness import ReadinessKeeper
 from cpe_agent.loops.reconcile import Reconciler
 from cpe_agent.loops.report import Reporter
 from cpe_agent.loops.steering import steer_bundles
@@ -25,7 +26,7 @@ from cpe_agent.model.condition import Status
 from cpe_agent.model.dataplane import Backend, Routes, Ruleset, stem_of
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import IkeSa, Link, LinkAddress
-from cpe_agent.model.ops import FirewallOp, TunnelOp
+from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 from tests.fakes.charon import Answer, FakeCharon
 from tests.fakes.controller import FakeController
 from tests.fakes.firewall import FirewallFake
@@ -38,6 +39,8 @@ from tests.loops.story import Noted, Story, told_route_op, told_rules, told_tunn
 RTT_S = {"wired": 0.02, "lte": 0.05}
 PATH_ADDRESSES = {"10.255.101.2": "wired", "10.255.101.3": "lte"}
 HUBS = (CENTRE, CLOUD)
+# Far more than any burst of events takes.
+STEPS_AT_ONCE = 100_000
 TUNNEL_DEVICE = Backend.USERLAND.device
 
 LINKS = (
@@ -53,10 +56,12 @@ class World:
     def __init__(self, site: str = SITE, identity: str = IDENTITY, links: tuple[Link, ...] = LINKS) -> None:
         self.story = Story()
         self.charon = FakeCharon()
-        self.firewall = FirewallFake()
-        self.routes = FakeRoutes()
+        self.firewall = _PatientFirewall(self)
+        self.kernel_takes_s = 0.0  # to apply rules, and routes
+        self.routes = _PatientRoutes(self)
         self.controller = FakeController()
         self.store = FakeStore()
+        self.lan_prober = FakeProber()  # what a hub asks its LANs with
         self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
         self.blackholed: set[str] = set()  # uplinks
         self.site = site
@@ -72,11 +77,6 @@ class World:
     def publish(self, document: Document) -> None:
         """The controller has this document for the site now."""
         self.controller.put(POST.send(document), document.order)
-
-    def install(self, document: Document) -> None:
-        """As if the site had accepted this document some time ago: controller and store have it."""
-        self.publish(document)
-        self.store.document, self.store.order = POST.send(document), document.order
 
     def blackhole(self, uplink: str) -> None:
         """Nothing comes through any more; the link stays up."""
@@ -127,10 +127,16 @@ class World:
         """An agent for the time of the block."""
         with self._logged():
             async with trio.open_nursery() as nursery:
-                agent = Agent(self)
-                nursery.start_soon(agent.run)
-                yield agent
-                nursery.cancel_scope.cancel()
+                spinning = _Spinning(nursery.cancel_scope)
+                trio.lowlevel.add_instrument(spinning)
+                try:
+                    agent = Agent(self)
+                    nursery.start_soon(agent.run)
+                    yield agent
+                finally:
+                    trio.lowlevel.remove_instrument(spinning)
+                    nursery.cancel_scope.cancel()
+            assert not spinning.found, "a loop spins: it never waits"
 
     @contextmanager
     def _logged(self) -> Iterator[None]:
@@ -156,12 +162,15 @@ class Agent:
         self.probing = Probing(self.cells, Internet(world))
         self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
+        self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.routes, world.store)
         self._follower = Follower(self.cells, world.controller, world.store, world.site, {KEY_ID: PUBLIC})
 
     async def run(self) -> None:
+        self.readiness.load()
         self._follower.load()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_links, self.cells, self.world.routes, self.reconciler.bell)
+            nursery.start_soon(self.readiness.run)
             nursery.start_soon(keep_plan, self.cells, Site(self.world.identity, Backend.USERLAND))
             nursery.start_soon(self.probing.run)
             nursery.start_soon(steer_bundles, self.cells)
@@ -176,6 +185,48 @@ class Agent:
     async def conditions(self) -> dict[str, str]:
         """Type and subject -> reason."""
         return {f"{c.type} {c.subject}".strip(): c.reason for c in (await self.status()).conditions}
+
+
+class _Spinning(trio.abc.Instrument):
+    """Ends an agent that would keep the simulated clock from ever going on."""
+
+    def __init__(self, scope: trio.CancelScope) -> None:
+        self.found = False
+        self._scope = scope
+        self._at_s = -1.0
+        self._steps = 0
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        now = trio.current_time()
+        self._steps = self._steps + 1 if now == self._at_s else 0
+        self._at_s = now
+        if self._steps > STEPS_AT_ONCE and not self.found:
+            self.found = True
+            self._scope.cancel()
+
+
+class _PatientFirewall(FirewallFake):
+    """Takes as long as the world says, as nftables does for a document with many pairs."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    async def apply(self, ops: Sequence[FirewallOp]) -> None:
+        await trio.sleep(self._world.kernel_takes_s)
+        await super().apply(ops)
+
+
+class _PatientRoutes(FakeRoutes):
+    """Likewise."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    async def apply(self, ops: Sequence[RouteOp]) -> None:
+        await trio.sleep(self._world.kernel_takes_s)
+        await super().apply(ops)
 
 
 class Internet(FakeProber):

@@ -1,0 +1,61 @@
+"""What must the living system hold, with all that the daemon may decide for itself?
+
+In: a document, the links, who we are, whether an operator has drained this hub, and what lives. Out: the wanted data
+plane. Pure. A document leaves some things open, and the daemon measures or watches for them: whether a hub is willing
+to serve, whom it carries, how large a packet its paths take. Whoever compares without the daemon's memory takes these
+from what lives, as far as the document allows them.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+
+import msgspec
+
+from cpe_agent.core.compile import Site, compile_dataplane
+from cpe_agent.core.pathmtu import IPV6_LEAST, LADDER, with_mtus
+from cpe_agent.core.readiness import checks
+from cpe_agent.core.return_routes import return_routes
+from cpe_agent.model.condition import Condition
+from cpe_agent.model.dataplane import MAIN, METRIC_RETURN, Dataplane, Route, Routes
+from cpe_agent.model.document import Document
+from cpe_agent.model.observed import Charon, Links
+
+_SIZES = frozenset({0, IPV6_LEAST, *LADDER})
+
+
+def expected(
+    document: Document, links: Links, site: Site, drained: bool, living: Routes, charon: Charon | None
+) -> tuple[Dataplane, tuple[Condition, ...]]:
+    """The wanted data plane and what is in its way. `charon` None: nobody knows whom this hub carries, and what it
+    announces may stay. Raises `DocumentError` where the document contradicts itself."""
+    ready = not drained and _may_serve(document, links, living)
+    dataplane, conditions = compile_dataplane(document, links, site, ready)
+    # No size is wanted that the daemon does not try.
+    possible = msgspec.structs.replace(living, routes=frozenset(r for r in living.routes if r.mtu in _SIZES))
+    routes = with_mtus(dataplane.routes, document, {}, site.backend.device, possible)
+    if charon is not None:
+        announced = return_routes(document, charon, links, site.backend)
+    else:
+        announced = _announced(document, living)
+    routes = msgspec.structs.replace(routes, routes=routes.routes | announced)
+    return msgspec.structs.replace(dataplane, routes=routes), conditions
+
+
+def _may_serve(document: Document, links: Links, living: Routes) -> bool:
+    """A LAN without carrier forbids it, one that is asked by echo leaves it open: then what lives is right."""
+    if document.role != "hub":
+        return False
+    asked = checks(document, links)
+    if any(check.fault for check in asked):
+        return False
+    if any(check.target for check in asked):
+        ready = {str(ipaddress.ip_network(endpoint.ready_address)) for endpoint in document.endpoints}
+        return bool(ready & living.addresses)
+    return True
+
+
+def _announced(document: Document, living: Routes) -> frozenset[Route]:
+    if document.role != "hub":
+        return frozenset()
+    return frozenset(route for route in living.routes if (route.table, route.metric) == (MAIN, METRIC_RETURN))

@@ -1,0 +1,123 @@
+"""`python -m tests.bench [NAME]` measures all figures, or one, on a lab of its own, and keeps them in build/bench.json.
+
+Exits 0 if every figure is within its limit, 1 if one is not or could not be measured, 2 for an unknown name. N and SEED
+in the environment (`make bench N=30`) are the same as --runs and --seed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+import time
+from collections.abc import Sequence
+
+from cpe_agent.ports import EdgeError
+from tests.bench.bench import Bench, Measure
+from tests.bench.figure import Figure, keep, summarise
+from tests.bench.leakage import forbidden_packets
+from tests.bench.outage import blackhole_100x3
+from tests.bench.restart import agent_restart
+from tests.lab import watch
+from tests.lab.container import REPOSITORY, LabError
+from tests.lab.lab import Lab
+from tests.lab.provision import provision
+
+FILE = REPOSITORY / "build" / "bench.json"
+UP_S = 60.0
+UNKNOWN_NAME = 2
+
+MEASURES = (
+    Measure(
+        "outage_blackhole_100x3_ms",
+        "ms",
+        "longest gap when the active uplink is silently blackholed, probes 100 ms x 3",
+        limit=500,
+        runs=10,
+        take=blackhole_100x3,
+    ),
+    Measure(
+        "forbidden_packets_delivered",
+        "packets",
+        "unlisted packets that arrive: tcp, udp, icmp, fragments, all hosts both ways",
+        limit=0,
+        runs=1,
+        take=forbidden_packets,
+    ),
+    Measure(
+        "agent_restart_lost_packets",
+        "packets",
+        "lost of 100 packets/s each way when agents restart, SIGTERM and kill -9",
+        limit=0,
+        runs=5,
+        take=agent_restart,
+    ),
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.bench", description="Measure figures by name.")
+    parser.add_argument("name", nargs="?", help="which figure (default: all)")
+    parser.add_argument("--runs", type=int, default=os.environ.get("N"), help="instead of each figure's own number")
+    parser.add_argument("--seed", type=int, default=os.environ.get("SEED"), help="of the faults' moments")
+    arguments = parser.parse_args(argv)
+    wanted = [measure for measure in MEASURES if arguments.name in (None, measure.name)]
+    if not wanted:
+        print(f"bench: there is no figure {arguments.name!r}. There are:", file=sys.stderr)
+        for measure in MEASURES:
+            print(f"  {measure.name:28}  {measure.about}", file=sys.stderr)
+        return UNKNOWN_NAME
+    if arguments.runs is not None and arguments.runs < 1:
+        parser.error("--runs (or N) must be at least 1")
+    if os.geteuid() != 0:
+        print("bench: a lab is made of network namespaces: run this as root.", file=sys.stderr)
+        return 1
+    seed = random.SystemRandom().randrange(1_000_000) if arguments.seed is None else arguments.seed
+    print(f"seed {seed} (SEED={seed} repeats the faults' moments)", flush=True)
+    try:
+        held = [_measure(measure, arguments.runs or measure.runs, seed) for measure in wanted]
+    except KeyboardInterrupt:
+        print("\nbench: interrupted; figures that were complete are kept.", file=sys.stderr)
+        return 130
+    print(f"figures are in {os.path.relpath(FILE)}")
+    return 0 if all(held) else 1
+
+
+def _measure(measure: Measure, runs: int, seed: int) -> bool:
+    """Take one figure on a fresh lab, so that none inherits another's trouble, and keep it. Is it within its limit?"""
+    print(f"\n{measure.name}: {measure.about}", flush=True)
+    began = time.monotonic()
+    try:
+        with Lab(name="bench", say=_say_trouble) as lab:
+            provision(lab)
+            lab.start()
+            watch.wait_all_up(lab, UP_S)
+            backend = watch.status(lab, "hospital-1").backend
+            samples = measure.take(Bench(lab, runs, random.Random(seed), _say))
+    except (LabError, EdgeError) as error:
+        print(f"  NOT MEASURED: {error}", flush=True)
+        return False
+    figure = summarise(measure.name, measure.unit, backend, samples, worst=measure.worst)
+    keep(FILE, [figure])
+    print(f"  {_told(figure, measure)}, {time.monotonic() - began:.0f} s", flush=True)
+    return figure.value <= measure.limit
+
+
+def _told(figure: Figure, measure: Measure) -> str:
+    verdict = "held" if figure.value <= measure.limit else "NOT HELD"
+    spread = f"min {figure.min:g}, median {figure.median:g}, max {figure.max:g}, n {figure.n}"
+    return f"{figure.value:g} {figure.unit} ({spread}; {figure.backend}); at most {measure.limit:g}: {verdict}"
+
+
+def _say(words: str) -> None:
+    print(f"  {words}", flush=True)
+
+
+def _say_trouble(words: str) -> None:
+    if words.startswith("the lab's logs"):
+        _say(words)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

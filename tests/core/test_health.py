@@ -1,0 +1,238 @@
+"""Does a path's health follow its table?"""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cpe_agent.core import health
+from cpe_agent.core.health import RECOVER, REDIAL_AFTER_S, State, Track, answered, dead, facts, redialled, sent, tick
+
+MISSES = 3
+RTT_S = 0.02
+
+
+def dialled(now: float = 0.0) -> Track:
+    return facts(Track(MISSES), 1, True, now)
+
+
+def hit(track: Track, sequence: int, now: float, ready: bool = True) -> Track:
+    """A round that is answered after `RTT_S`."""
+    return answered(sent(track, sequence, now), sequence, ready, RTT_S, now + RTT_S)
+
+
+def miss(track: Track, sequence: int, now: float) -> Track:
+    track = sent(track, sequence, now)
+    return tick(track, now + track.patience_s)
+
+
+def up() -> Track:
+    return hit(dialled(), 1, 1.0)
+
+
+def down(reason: str = "probes") -> Track:
+    track = up()
+    if reason == "link":
+        return facts(track, 1, False, 2.0)
+    if reason == "ike":
+        return facts(track, None, True, 2.0)
+    for sequence in range(2, 2 + MISSES):
+        track = miss(track, sequence, float(sequence))
+    return track
+
+
+def test_unknown_to_up_with_the_first_answer() -> None:
+    track = up()
+    assert (track.state, track.ready, track.usable()) == (State.UP, True, True)
+    assert track.since == 1.0 + RTT_S and math.isinf(track.stable_since)
+
+
+def test_unknown_to_down_after_misses() -> None:
+    track = dialled()
+    for sequence in range(1, MISSES):
+        track = miss(track, sequence, float(sequence))
+        assert track.state is State.UNKNOWN
+    track = miss(track, MISSES, 9.0)
+    assert (track.state, track.reason) == (State.DOWN, "probes")
+    assert math.isinf(track.stable_since), "it did not fall: it never was up"
+
+
+def test_up_to_down_after_misses_in_a_row_only() -> None:
+    track = up()
+    for sequence in range(2, 20):
+        track = miss(track, sequence, float(sequence)) if sequence % MISSES else hit(track, sequence, float(sequence))
+        assert track.state is State.UP
+    track = down()
+    assert (track.state, track.reason, track.usable()) == (State.DOWN, "probes", False)
+    assert track.stable_since == track.since > 1.0
+
+
+@pytest.mark.parametrize("reason", ["link", "ike"])
+def test_up_to_down_at_once_for_certain(reason: str) -> None:
+    track = down(reason)
+    assert (track.state, track.reason, track.since, track.stable_since) == (State.DOWN, reason, 2.0, 2.0)
+
+
+def test_down_to_up_after_answers_in_a_row() -> None:
+    track = down()
+    for sequence in range(10, 10 + RECOVER - 1):
+        track = hit(track, sequence, float(sequence))
+        assert track.state is State.DOWN
+    track = miss(track, 20, 20.0)
+    for sequence in range(30, 30 + RECOVER):
+        assert track.state is State.DOWN
+        track = hit(track, sequence, float(sequence))
+    assert track.state is State.UP and track.usable() and track.stable_since < 10
+
+
+@pytest.mark.parametrize("reason", ["link", "ike"])
+def test_answers_alone_do_not_raise_what_is_certainly_down(reason: str) -> None:
+    track = down(reason)
+    for sequence in range(10, 10 + 2 * RECOVER):
+        track = hit(track, sequence, float(sequence))
+    assert track.state is State.DOWN
+    track = facts(track, 2, True, 30.0)
+    for sequence in range(30, 30 + RECOVER):
+        assert track.state is State.DOWN
+        track = hit(track, sequence, float(sequence))
+    assert track.state is State.UP
+
+
+def test_unknown_stays_unknown_while_it_is_being_dialled() -> None:
+    track = facts(dialled(), None, True, 1.0)
+    assert track.state is State.UNKNOWN
+    assert facts(track, None, False, 2.0).state is State.UNKNOWN
+    assert tick(track, 100.0).state is State.UNKNOWN
+
+
+def test_a_replaced_ike_sa_is_no_fall() -> None:
+    track = facts(up(), 2, True, 5.0)
+    assert track.state is State.UP and track.usable()
+
+
+def test_a_late_answer_counts_and_patience_grows() -> None:
+    track = sent(up(), 2, 2.0)
+    late = track.next_deadline()
+    track = tick(track, late)
+    assert track.missed_in_row == 1
+    before = track.patience_s
+    track = answered(track, 2, True, 0.4, late + 0.3)
+    assert track.missed_in_row == 0 and track.patience_s > before
+    assert track.loss == 0.5, "late is late: it stays in the statistics"
+    for sequence in range(3, 30):
+        track = answered(sent(track, sequence, float(sequence)), sequence, True, 0.4, sequence + 0.4)
+    assert track.patience_s > 0.4
+
+
+def test_late_answers_raise_a_slow_path() -> None:
+    """Every round is judged missed before its answer comes: it is still not dead."""
+    track = dialled()
+    for sequence in range(1, 40):
+        track = sent(track, sequence, sequence * 4.0)
+        track = tick(track, sequence * 4.0 + 3.0)
+        track = answered(track, sequence, True, 3.2, sequence * 4.0 + 3.2)
+        assert track.state is State.UP
+
+
+def test_answers_of_nobody_are_nothing() -> None:
+    track = up()
+    assert answered(track, 99, True, RTT_S, 5.0) == track
+    forgotten = sent(sent(track, 2, 2.0), 3, 2.0 + health.PATIENCE_MAX_S + 2)
+    assert 2 not in forgotten.rounds
+
+
+def test_an_answer_twice_is_one() -> None:
+    track = sent(dialled(), 1, 1.0)
+    once = answered(track, 1, False, RTT_S, 1.1)
+    twice = answered(once, 1, True, RTT_S, 1.2)
+    assert (once.ready, twice.ready) == (False, True)
+    assert (twice.srtt_s, twice.window, twice.answered_in_row) == (once.srtt_s, once.window, 1)
+
+
+def test_a_hub_that_answers_but_is_not_ready() -> None:
+    track = up()
+    for sequence in range(2, 2 + MISSES):
+        assert track.usable()
+        track = hit(track, sequence, float(sequence), ready=False)
+        track = tick(track, sequence + 0.9)
+    assert (track.state, track.ready, track.usable()) == (State.UP, False, False)
+    assert hit(track, 50, 50.0).usable()
+
+
+def test_patience_has_bounds() -> None:
+    track = dialled()
+    assert track.patience_s == health.PATIENCE_FIRST_S
+    for sequence in range(1, 50):
+        track = answered(sent(track, sequence, float(sequence)), sequence, True, 0.0001, sequence + 0.0001)
+    assert track.patience_s == health.PATIENCE_MIN_S
+    for sequence in range(50, 99):
+        track = answered(sent(track, sequence, sequence * 9.0), sequence, True, 8.0, sequence * 9.0)
+    assert track.patience_s == health.PATIENCE_MAX_S
+
+
+def test_a_path_is_given_up_after_a_while_and_later_each_time() -> None:
+    track = down()
+    assert not dead(track, track.since + REDIAL_AFTER_S - 0.01)
+    assert track.next_deadline() == track.since + REDIAL_AFTER_S
+    waits = []
+    now = track.since
+    for ike in range(2, 12):
+        now = track.next_deadline()
+        assert dead(track, now)
+        waits.append(track.redial_after_s)
+        track = facts(redialled(track), None, True, now)
+        assert not dead(track, now + 1000) and math.isinf(track.next_deadline())
+        track = facts(track, ike, True, now + 1)
+        assert not dead(track, now + 1)
+    assert waits[:6] == [1, 2, 4, 8, 16, 30] and waits[-1] == health.REDIAL_AFTER_MAX_S
+    for sequence in range(100, 100 + RECOVER):
+        track = hit(track, sequence, now + sequence)
+    assert track.state is State.UP and track.redials == 0
+
+
+def test_nothing_alive_is_dead() -> None:
+    for track in (dialled(), up(), down("ike")):
+        assert not dead(track, 1e9)
+
+
+events = st.lists(
+    st.tuples(
+        st.sampled_from(["send", "probe", "ready", "wait", "ike", "no ike", "link", "no link"]),
+        st.floats(0.001, 2.0),
+        st.integers(0, 3),
+    ),
+    max_size=60,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(events, st.integers(1, 5))
+def test_no_deadline_is_ever_in_the_past(script: list[tuple[str, float, int]], misses: int) -> None:
+    track, now, sequence, ike = Track(misses), 0.0, 0, 0
+    for what, wait, back in script:
+        now += wait
+        match what:
+            case "send":
+                sequence += 1
+                track = sent(track, sequence, now)
+            case "probe" | "ready":
+                track = answered(track, sequence - back, what == "ready", wait, now)
+            case "ike":
+                ike += 1
+                track = facts(track, ike, track.link_up, now)
+            case "no ike":
+                track = facts(track, None, track.link_up, now)
+            case "link" | "no link":
+                track = facts(track, track.ike, what == "link", now)
+        before = track
+        track = tick(track, now)
+        if dead(track, now):
+            track = facts(redialled(track), None, track.link_up, now)
+        assert track.next_deadline() > now
+        assert tick(track, now) == track, "a second look at the same time sees nothing new"
+        assert (track.state is State.UP) <= (track.ike is not None and track.link_up)
+        assert len(track.window) <= health.WINDOW and 0 <= track.loss <= 1
+        assert track.state is before.state or track.since == now

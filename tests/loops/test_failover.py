@@ -1,0 +1,293 @@
+"""Document, probe samples and faults: which operations follow on a branch?"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import msgspec
+import trio
+from trio.testing import MockClock
+
+from cpe_agent.model.dataplane import Ruleset
+from cpe_agent.model.observed import Link
+from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, branch
+from tests.loops.story import Line, expect
+from tests.loops.world import World
+
+INTERVAL_S = INTERVAL_MS / 1000
+# At the worst phase: the answer to the last probe is under way, then `MISSES` rounds, each given the path's patience,
+# which for a steady path settles near its round trip but is 50 ms at least.
+DETECTION_S = INTERVAL_S * (MISSES + 1) + 0.1
+
+HOME = {"centre": "wired.centre.wan", "cloud": "wired.cloud.wan", "centre+cloud": "wired.centre.wan"}
+ON_LTE = {"centre": "lte.centre.wan", "cloud": "lte.cloud.wan", "centre+cloud": "lte.centre.wan"}
+
+MOVE_TO_LTE = [
+    "tunnels initiate lte.centre.wan traffic-centre",
+    "tunnels initiate lte.cloud.wan traffic-cloud",
+    "tunnels initiate lte.centre.wan traffic-centre+cloud",
+    "tunnels end wired.centre.wan traffic-centre",
+    "tunnels end wired.cloud.wan traffic-cloud",
+    "tunnels end wired.centre.wan traffic-centre+cloud",
+]
+MOVE_TO_WIRED = [
+    line.replace("lte.", "other.").replace("wired.", "lte.").replace("other.", "wired.") for line in MOVE_TO_LTE
+]
+
+
+async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(3)
+        expect(
+            world.story.since(0, "rules", "tunnels"),
+            [
+                "rules replace table",
+                "tunnels load credentials",
+                "tunnels load lte.centre.wan",
+                "tunnels load lte.cloud.wan",
+                "tunnels load wired.centre.wan",
+                "tunnels load wired.cloud.wan",
+                "tunnels initiate lte.centre.wan probe",
+                "tunnels initiate lte.cloud.wan probe",
+                "tunnels initiate wired.centre.wan probe",
+                "tunnels initiate wired.cloud.wan probe",
+                "rules add * local_pairs4 *",
+                "tunnels initiate wired.centre.wan traffic-centre",
+                "tunnels initiate wired.cloud.wan traffic-cloud",
+                "tunnels initiate wired.centre.wan traffic-centre+cloud",
+            ],
+        )
+        texts = [str(line) for line in world.story.lines]
+        assert texts.index("rules replace table") < texts.index("routes forwarding 4 on")
+        assert world.carried() == HOME
+        assert await agent.conditions() == {}
+        assert (await agent.status()).controller_last_contact is not None
+
+
+async def test_that_nothing_is_done_once_all_is_well(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(3)
+        settled_at = trio.current_time()
+        await trio.sleep(90)
+        expect(world.story.since(settled_at), [])
+        assert all(target.in_sync and target.drift_total == 0 for target in (await agent.status()).targets)
+
+
+async def test_that_a_slow_kernel_does_not_change_the_order(autojump_clock: MockClock) -> None:
+    """As with ten thousand pairs: whoever comes up meanwhile must not be ahead of the locks."""
+    world = World()
+    world.publish(branch())
+    world.kernel_takes_s = 1.0
+    async with world.agent():
+        await trio.sleep(10)
+        lines = world.story.since(0, "rules", "routes", "tunnels")
+        first = {topic: min(line.at_s for line in lines if line.topic == topic) for topic in ("rules", "tunnels")}
+        locked_at = max(line.at_s for line in lines if line.topic == "routes")
+        assert first["rules"] < locked_at <= first["tunnels"], "a tunnel came up before its routes were there"
+        protected_at = min(line.at_s for line in lines if "add" in line.text and "protected4" in line.text)
+        assert protected_at <= first["tunnels"], "what is sent into tunnels is not yet protected from leaving elsewhere"
+        assert world.carried() == HOME
+
+
+async def test_blackhole_of_the_active_uplink_and_its_healing(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(10.03)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        await trio.sleep(9)
+        moved = world.story.events("bundle_moved", fault_at)
+        expect(
+            moved,
+            [
+                "log bundle_moved bundle=centre *reason=path_down_probes to_path=lte.centre.wan",
+                "log bundle_moved bundle=centre+cloud *reason=path_down_probes to_path=lte.centre.wan",
+                "log bundle_moved bundle=cloud *reason=path_down_probes to_path=lte.cloud.wan",
+            ],
+        )
+        assert all(line.at_s - fault_at <= DETECTION_S for line in moved), str(moved)
+        expect(
+            # How many children a dead IKE_SA is asked to end before it is ended by force does not matter.
+            [line for line in world.story.since(fault_at, "rules", "routes", "tunnels") if not _ends_child(line)],
+            [
+                *MOVE_TO_LTE[:3],
+                "tunnels end wired.centre.wan whole by force",
+                "tunnels end wired.cloud.wan whole by force",
+                "tunnels initiate wired.centre.wan probe",
+                "tunnels initiate wired.cloud.wan probe",
+            ],
+        )
+        assert world.carried() == ON_LTE
+        assert {"PathDown wired.centre.wan", "PathDown wired.cloud.wan"} == set(await agent.conditions())
+
+        healed_at = trio.current_time()
+        world.heal("wired")
+        await trio.sleep(60)
+        back_at = max(line.at_s for line in world.story.events("path_up", healed_at))
+        moved = world.story.events("bundle_moved", healed_at)
+        expect(
+            moved,
+            [
+                "log bundle_moved bundle=centre *reason=failback to_path=wired.centre.wan",
+                "log bundle_moved bundle=centre+cloud *reason=failback to_path=wired.centre.wan",
+                "log bundle_moved bundle=cloud *reason=failback to_path=wired.cloud.wan",
+            ],
+        )
+        assert all(0 <= line.at_s - back_at - FAILBACK_S <= 0.1 for line in moved), str(moved)
+        expect(world.story.since(back_at, "tunnels"), MOVE_TO_WIRED)
+        assert world.carried() == HOME
+        assert await agent.conditions() == {}
+
+
+async def test_that_two_lost_probes_move_nothing(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10.01)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        await trio.sleep(INTERVAL_S * (MISSES - 1))
+        world.heal("wired")
+        await trio.sleep(10)
+        expect(world.story.since(fault_at), [])
+
+
+async def test_that_a_short_blackhole_leaves_the_ike_sas_alone(autojump_clock: MockClock) -> None:
+    """Healed before anybody dialled anew: the same IKE_SAs carry on, and failback has to be earned."""
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        before = {sa.unique_id for sa in world.charon.ike_sas()}
+        world.blackhole("wired")
+        await trio.sleep(DETECTION_S + 0.1)
+        assert world.carried() == ON_LTE
+        world.heal("wired")
+        await trio.sleep(FAILBACK_S - 1)
+        assert world.carried() == ON_LTE
+        await trio.sleep(60)
+        assert world.carried() == HOME
+        assert before >= {sa.unique_id for sa in world.charon.ike_sas() if sa.connection.startswith("cpe-lte")}
+
+
+async def test_that_a_lost_link_counts_at_once(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        world.routes.set_carrier("wired", False)
+        await trio.sleep(0.5)
+        moved = world.story.events("bundle_moved", fault_at)
+        assert {line.at_s for line in moved} == {fault_at}
+        assert all("path_down_link" in line.text for line in moved)
+        assert "UplinkDown wired" in await agent.conditions()
+        assert world.carried() == ON_LTE
+
+
+async def test_that_an_ended_ike_sa_counts_at_once(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        fault_at = trio.current_time()
+        active = next(sa for sa in world.charon.ike_sas() if sa.connection.startswith("cpe-wired.centre"))
+        world.charon.drop(active.unique_id)
+        await trio.sleep(0.1)
+        moved = world.story.events("bundle_moved", fault_at)
+        assert {line.at_s for line in moved} == {fault_at}
+        assert world.carried()["centre"] == "lte.centre.wan"
+        await trio.sleep(60)
+        assert world.carried() == HOME
+
+
+async def test_that_a_hub_that_is_not_willing_is_left_before_it_goes(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        drain_at = trio.current_time()
+        world.unready.add("centre")
+        await trio.sleep(5)
+        lines = [str(line) for line in world.story.since(drain_at, "tunnels")]
+        # What only the centre serves stays with it: it may still do, and nobody else can.
+        assert world.carried()["centre+cloud"] == "wired.cloud.wan"
+        assert world.carried()["centre"].split(".")[1] == "centre"
+        assert lines.index("tunnels initiate wired.cloud.wan traffic-centre+cloud") < max(
+            i for i, line in enumerate(lines) if line.startswith("tunnels end") and "traffic-centre+cloud" in line
+        )
+        assert not [line for line in lines if "whole" in line]
+        assert {"PeerNotReady wired.centre.wan", "PeerNotReady lte.centre.wan"} == set(await agent.conditions())
+        world.unready.clear()
+        await trio.sleep(FAILBACK_S + 5)
+        assert world.carried() == HOME
+
+
+async def test_all_paths_down_and_one_back(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        for uplink in ("wired", "lte"):
+            world.blackhole(uplink)
+        await trio.sleep(5)
+        down = await agent.conditions()
+        assert {"BundleDown centre", "BundleDown cloud", "BundleDown centre+cloud"} <= set(down)
+        assert "down" in (await agent.status()).severity.value
+        world.heal("lte")
+        await trio.sleep(40)
+        assert world.carried() == ON_LTE
+        assert not any(condition.startswith("BundleDown") for condition in await agent.conditions())
+        # A gateway that stays away is asked again and again, but never in a hurry: that hangs charon.
+        dialled = [
+            line.at_s for line in world.story.since(16, "tunnels") if line.text == "initiate wired.centre.wan probe"
+        ]
+        assert dialled and all(later - earlier >= 5 for earlier, later in pairwise(dialled))
+
+
+async def test_that_an_uplink_may_get_another_address(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        changed_at = trio.current_time()
+        wired = (await world.routes.links()).by_name["wired"]
+        address = msgspec.structs.replace(wired.addresses[0], address="203.0.113.19")
+        world.routes.set_link(Link("wired", True, (address,), wired.gateways))
+        await trio.sleep(60)
+        assert world.carried() == HOME
+        assert await agent.conditions() == {}
+        told = [str(line) for line in world.story.since(changed_at, "routes")]
+        assert "routes add rule 140 203.0.113.19 table 15511" in told
+        assert "routes delete rule 140 203.0.113.18 table 15511" in told
+        loaded = (await world.charon.read()).connections
+        assert len(loaded) == 4, f"connections with the old address are still loaded: {sorted(loaded)}"
+        assert len(world.charon.ike_sas()) == 4
+
+
+async def test_that_a_removed_pair_takes_its_rule_and_its_tunnel(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        changed_at = trio.current_time()
+        world.publish(branch(2, pairs=branch().pairs[:2]))
+        await trio.sleep(5)
+        lines = world.story.since(changed_at, "rules", "tunnels")
+        assert str(lines[0]).startswith("rules delete"), "what closes comes first"
+        assert "10.50.0.0/24" in lines[0].text
+        assert world.carried() == {"centre": HOME["centre"], "cloud": HOME["cloud"]}
+        table = world.firewall.table
+        assert isinstance(table, Ruleset)
+        pairs = next(nft_set for nft_set in table.sets if nft_set.name == "local_pairs4")
+        assert not any("10.50.0.0" in element for element in pairs.elements)
+
+
+def _ends_child(line: Line) -> bool:
+    return line.text.startswith("end wired.") and "traffic-" in line.text

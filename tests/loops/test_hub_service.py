@@ -1,0 +1,181 @@
+"""When does a simulated hub say that it is ready, what does it announce, and whom does it end?"""
+
+from __future__ import annotations
+
+import msgspec
+import pytest
+import trio
+from trio.testing import MockClock
+
+from cpe_agent.model.condition import DrainAnswer
+from cpe_agent.model.dataplane import MAIN
+from cpe_agent.model.document import Document, Lan
+from cpe_agent.model.observed import Link, LinkAddress
+from cpe_agent.ports import EdgeError
+from tests.loops.documents import branch, hub
+from tests.loops.world import Agent, World
+
+LINKS = (
+    Link("wan", True, (LinkAddress("198.51.100.10", 29),), ("198.51.100.9",)),
+    Link("lan0", True, (LinkAddress("10.10.0.1", 24),)),
+)
+READY = "10.255.1.2/32"
+PROBE = "10.255.1.1/32"
+SERVER = ("10.10.0.1", "10.10.0.10")
+RTT_S = 0.001
+ROUNDS_S = 3.5
+
+
+def _document(version: int = 1, **changes: object) -> Document:
+    return hub(version, lans=(Lan("lan0", "10.10.0.0/24", "lan0", check=SERVER[1]),), **changes)
+
+
+def _world(document: Document | None = None) -> World:
+    world = World("centre", "centre.net.cpe", LINKS)
+    world.lan_prober.addresses.add(SERVER[0])
+    world.lan_prober.rtt_s[SERVER] = RTT_S
+    world.publish(document or _document())
+    return world
+
+
+async def _ready(world: World) -> bool:
+    addresses = (await world.routes.read()).addresses
+    # The probe address is never taken away: paths stay up.
+    assert PROBE in addresses or READY not in addresses
+    return READY in addresses
+
+
+async def _conditions(agent: Agent) -> set[str]:
+    return {f"{c.type} {c.subject}" for c in (await agent.status()).conditions}
+
+
+async def test_without_a_document_it_is_not_ready(autojump_clock: MockClock) -> None:
+    world = World("centre", "centre.net.cpe", LINKS)
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        assert not await _ready(world)
+        assert agent.cells.readiness.value is None
+
+
+async def test_it_is_ready_once_its_lan_has_answered(autojump_clock: MockClock) -> None:
+    world = _world()
+    del world.lan_prober.rtt_s[SERVER]
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        assert not await _ready(world)
+        assert await _conditions(agent) == {"LanCheckFailed lan0"}
+        world.lan_prober.rtt_s[SERVER] = RTT_S
+        await trio.sleep(ROUNDS_S + 1)
+        assert await _ready(world)
+        assert await _conditions(agent) == set()
+
+
+async def test_a_silent_lan_takes_the_ready_address_away(autojump_clock: MockClock) -> None:
+    world = _world()
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        assert await _ready(world)
+        del world.lan_prober.rtt_s[SERVER]
+        await trio.sleep(1.5)
+        assert await _ready(world)
+        await trio.sleep(ROUNDS_S)
+        assert not await _ready(world)
+        assert await _conditions(agent) == {"LanCheckFailed lan0"}
+
+
+async def test_a_lan_without_carrier_does_at_once(autojump_clock: MockClock) -> None:
+    world = _world()
+    async with world.agent():
+        await trio.sleep(10)
+        world.routes.set_carrier("lan0", False)
+        await trio.sleep(0.05)
+        assert not await _ready(world)
+        world.routes.set_carrier("lan0", True)
+        await trio.sleep(1)
+        assert not await _ready(world)
+        await trio.sleep(ROUNDS_S)
+        assert await _ready(world)
+
+
+async def test_drain_is_obeyed_at_once_and_outlives_the_agent(autojump_clock: MockClock) -> None:
+    world = _world()
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        assert agent.readiness.set_drained(True) == DrainAnswer(True, True, False)
+        assert agent.readiness.set_drained(True) == DrainAnswer(True, False, False)
+        await trio.sleep(0.05)
+        assert not await _ready(world)
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        assert not await _ready(world)
+        assert await _conditions(agent) == {"Draining hub"}
+        assert agent.readiness.set_drained(False) == DrainAnswer(False, True, True)
+        await trio.sleep(0.05)
+        assert await _ready(world)
+        assert agent.readiness.set_drained(False) == DrainAnswer(False, False, True)
+
+
+async def test_undrain_says_what_else_is_in_the_way(autojump_clock: MockClock) -> None:
+    world = _world(_document(drain=True))
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        answer = agent.readiness.set_drained(False)
+        assert not answer.serving and "the document drains this hub" in answer.in_the_way[0]
+
+
+async def test_a_full_disk_does_not_stop_a_drain(autojump_clock: MockClock) -> None:
+    world = _world()
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        world.store.refusal = "no space left on device"
+        assert "no space left on device" in agent.readiness.set_drained(True).warning
+        await trio.sleep(0.05)
+        assert not await _ready(world)
+
+
+async def test_a_branch_is_not_drained(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(3)
+        with pytest.raises(EdgeError, match="is a branch"):
+            agent.readiness.set_drained(True)
+        assert not world.store.drained
+
+
+async def test_a_restarted_agent_goes_on_serving(autojump_clock: MockClock) -> None:
+    """Also while nothing has answered it yet."""
+    world = _world()
+    async with world.agent():
+        await trio.sleep(10)
+    world.lan_prober.rtt_s[SERVER] = 0.9
+    since = trio.current_time()
+    async with world.agent():
+        await trio.sleep(20)
+        assert await _ready(world)
+    assert not [line for line in world.story.since(since, "routes") if READY in line.text]
+
+
+async def test_a_lan_more_does_not_interrupt_service(autojump_clock: MockClock) -> None:
+    world = _world()
+    world.routes.set_link(Link("lan1", True, (LinkAddress("10.50.0.1", 24),)))
+    world.lan_prober.addresses.add("10.50.0.1")
+    world.lan_prober.rtt_s["10.50.0.1", "10.50.0.10"] = RTT_S
+    async with world.agent():
+        await trio.sleep(10)
+        since = trio.current_time()
+        lans = (*_document().lans, Lan("lan1", "10.50.0.0/24", "lan1", check="10.50.0.10"))
+        world.publish(msgspec.structs.replace(_document(2), lans=lans))
+        await trio.sleep(10)
+        assert not [line for line in world.story.since(since, "routes") if READY in line.text]
+        del world.lan_prober.rtt_s["10.50.0.1", "10.50.0.10"]
+        await trio.sleep(10)
+        assert not await _ready(world)
+
+
+async def test_what_is_announced_stays_until_charon_has_been_asked(autojump_clock: MockClock) -> None:
+    """charon is away while the agent restarts: what it carries is unknown, not nothing."""
+    world = _world()
+    async with world.agent():
+        await trio.sleep(10)
+        assert not [route for route in (await world.routes.read()).routes if route.table == MAIN]

@@ -1,0 +1,74 @@
+"""One lab for all scenarios. Each finds it whole, and must leave it so without anybody's help but a healed link."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from functools import partial
+
+import pytest
+
+from cpe_agent.model.condition import Status
+from tests.lab import watch
+from tests.lab.lab import Lab
+from tests.lab.provision import provision
+from tests.scenarios.looking import BEST
+
+START_S = 30.0
+# A dialler that was kept waiting asks again after at most some 15 s; then a path earns its failback.
+RECOVERY_S = 40.0
+
+_failed = pytest.StashKey[bool]()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    item.stash[_failed] = item.stash.get(_failed, False) or report.failed
+    return report
+
+
+@pytest.fixture(scope="session")
+def whole_lab() -> Iterator[Lab]:
+    with Lab(name="scenarios") as lab:
+        provision(lab)
+        lab.start()
+        watch.wait_all_up(lab, START_S)
+        yield lab
+
+
+@pytest.fixture
+def lab(whole_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    leaked = whole_lab.leaked()
+    yield whole_lab
+    failed = request.node.stash.get(_failed, False)
+    if failed:
+        where = whole_lab.save_logs()
+        request.node.add_report_section("teardown", "lab", f"the lab's logs are in {where}")
+        _mend(whole_lab)
+    wait_whole(whole_lab)
+    assert whole_lab.leaked() == leaked, "private packets reached the internet"
+
+
+def wait_whole(lab: Lab) -> None:
+    """Until every path is up and every bundle is on its best one."""
+    watch.wait_all_up(lab, RECOVERY_S)
+    for site, best in BEST.items():
+        watch.wait_for(lab, site, "every bundle is on its best path", partial(_all_on, best), RECOVERY_S)
+
+
+def _all_on(best: dict[str, str], report: Status) -> bool:
+    return watch.all_up(report) and {bundle.name: bundle.active_path for bundle in report.bundles} == best
+
+
+def _mend(lab: Lab) -> None:
+    """After a test that failed in the middle: the next one is not to fail for it."""
+    for site in lab.sites.values():
+        for uplink in site.uplinks.values():
+            uplink.heal()
+            uplink.restore()
+        if not site.charon.running:
+            site.start_charon()
+        site.agent.start()
+    lab.controller.start()

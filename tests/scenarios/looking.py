@@ -1,0 +1,48 @@
+"""What does the kernel and charon of a site hold, apart from what its agent says?"""
+
+from __future__ import annotations
+
+import re
+import sys
+from dataclasses import dataclass
+
+from tests.lab.container import Completed
+from tests.lab.lab import Lab
+
+BEST = {
+    "hospital-1": {"centre": "wired.centre.wan", "cloud": "wired.cloud.wan", "centre+cloud": "wired.centre.wan"},
+    "van-1": {"centre": "lte.centre.wan", "cloud": "lte.cloud.wan", "centre+cloud": "lte.centre.wan"},
+}
+CENTRE_PAGE, CLOUD_PAGE, SHARED_PAGE = "http://10.10.0.10/", "http://10.20.0.10/", "http://10.50.0.10/"
+
+
+@dataclass(frozen=True)
+class DataPlane:
+    """As text, so that a difference can be read. `sas`: charon's unique ids, of IKE_SAs and CHILD_SAs."""
+
+    table: str
+    rules: str
+    routes: str
+    addresses: str
+    sas: frozenset[str]
+
+
+def data_plane(lab: Lab, site: str) -> DataPlane:
+    run = lab.site(site).run
+    uri = f"unix://{lab.site(site).vici_socket}"
+    sas = run("swanctl", "--list-sas", "--uri", uri).stdout
+    return DataPlane(
+        table=run("nft", "--stateless", "list", "table", "inet", "cpe_agent").stdout,
+        rules=run("ip", "rule").stdout,
+        routes=run("ip", "route", "show", "table", "all").stdout,
+        addresses=run("ip", "-o", "-4", "addr").stdout,
+        # "cpe-wired...: #3, ESTABLISHED" and "  probe: #7, reqid 2, INSTALLED".
+        sas=frozenset(re.findall(r"^ *(\S+: #\d+),", sas, re.MULTILINE)),
+    )
+
+
+def ask_status(lab: Lab, site: str, *options: str) -> Completed:
+    """`cpe-agent status` as somebody at the site's shell would run it."""
+    config = str(lab.site(site).inside / "agent.yaml")
+    argv = [sys.executable, "-m", "cpe_agent", "status", "--config", config, *options]
+    return lab.site(site).run(*argv, check=False)

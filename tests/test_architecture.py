@@ -1,0 +1,114 @@
+"""Does the code keep to the house's rules that no other tool checks?"""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PURE = sorted([*(ROOT / "cpe_agent/core").glob("*.py"), *(ROOT / "cpe_agent/model").glob("*.py")])
+SOURCES = sorted([*(ROOT / "cpe_agent").rglob("*.py"), *(ROOT / "cpe_controller").rglob("*.py")])
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
+MAX_LINES = 400
+# The wire format is one table of types and their checks, and reads better whole.
+LONGER = {"cpe_agent/model/document.py": 500}
+
+# Decisions need data types and arithmetic, nothing that reaches the machine or its clock.
+PURE_IMPORTS = {
+    "__future__",
+    "base64",
+    "binascii",
+    "bisect",
+    "heapq",
+    "operator",
+    "collections",
+    "cryptography",
+    "cpe_agent",
+    "datetime",
+    "difflib",
+    "enum",
+    "functools",
+    "hashlib",
+    "ipaddress",
+    "itertools",
+    "math",
+    "msgspec",
+    "re",
+    "typing",
+    "zlib",
+}
+IMPURE_CALLS = {"open", "print", "input", "exec", "eval", "breakpoint", "__import__"}
+IMPURE_ATTRIBUTES = {"now", "today", "utcnow", "fromtimestamp"}
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+def imported(tree: ast.Module) -> set[str]:
+    """Every module named in an import, in full."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return found
+
+
+@pytest.mark.parametrize("path", PURE, ids=name_of)
+def test_core_and_model_do_no_io(path: Path) -> None:
+    tree = parsed(path)
+    assert {module.split(".")[0] for module in imported(tree)} <= PURE_IMPORTS
+    for node in ast.walk(tree):
+        assert not isinstance(node, ast.AsyncFunctionDef | ast.Await), f"line {node.lineno} is asynchronous"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
+            assert node.func.id not in IMPURE_CALLS, f"line {node.lineno}"
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            assert node.func.attr not in IMPURE_ATTRIBUTES, f"line {node.lineno} reads the clock"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name_of)
+def test_a_module_is_a_room_with_a_sign_on_its_door(path: Path) -> None:
+    assert ast.get_docstring(parsed(path)), "says which question it answers"
+    lines = len(path.read_text(encoding="utf-8").splitlines())
+    assert lines < LONGER.get(name_of(path), MAX_LINES), "past 400 lines it is two rooms"
+
+
+def modules_of(paths: Iterable[Path]) -> dict[str, Path]:
+    return {name_of(path).removesuffix(".py").replace("/", "."): path for path in paths}
+
+
+@cache
+def reached() -> frozenset[str]:
+    """Modules of core and model that a test imports, and what those import."""
+    pure = modules_of(PURE)
+    tests = [path for path in TESTS if path.name.startswith("test_")]
+    found: set[str] = set()
+    todo = {module for test in tests for module in imported(parsed(test)) if module in pure}
+    while todo:
+        found |= todo
+        todo = {module for name in todo for module in imported(parsed(pure[name])) if module in pure} - found
+    return frozenset(found)
+
+
+@pytest.mark.parametrize("module", [m for m in modules_of(PURE) if not m.endswith("__init__")])
+def test_every_decision_is_exercised(module: str) -> None:
+    assert module in reached(), "no test imports it, nor anything that does"
+
+
+def test_tests_live_where_what_they_test_lives() -> None:
+    for room in ("core", "model", "edge"):
+        for test in (ROOT / "tests" / room).glob("test_*.py"):
+            used = imported(parsed(test))
+            assert any(m.startswith((f"cpe_agent.{room}", f"tests.{room}.")) for m in used), (
+                f"{name_of(test)}: no {room}"
+            )
