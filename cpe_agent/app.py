@@ -79,6 +79,7 @@ class Living(msgspec.Struct, frozen=True):
     links: Links
     ruleset: Ruleset | None
     routes: Routes
+    strangers: tuple[str, ...]
     charon: Charon | None
     charon_error: str
     drained: bool
@@ -111,7 +112,9 @@ def compare(document: Document, living: Living) -> Verification:
         wanted, obstacles = msgspec.structs.replace(living, links=links).expected(document)
     except DocumentError as error:
         raise NoDocument(f"the stored document cannot be carried out here: {error}") from None
-    found = find_differences(wanted, obstacles, living.ruleset, living.routes, living.charon, living.charon_error)
+    found = find_differences(
+        wanted, obstacles, living.ruleset, living.routes, living.charon, living.charon_error, living.strangers
+    )
     return Verification(document.site, document.epoch, document.version, not found, found)
 
 
@@ -133,6 +136,11 @@ def plan(settings: Settings, candidate: bytes | None) -> Preview:
         wanted, living.ruleset, living.routes, living.charon, pair_of, to_the_end=candidate is not None
     )
     notes = [f"{condition.subject}: {condition.reason}" for condition in obstacles]
+    if candidate is not None and old is not None:
+        try:
+            obey.obey(candidate, settings.site, None, old, obey.Clock(0.0, trusted=False))
+        except DocumentError as error:
+            notes.append(f"the agent would refuse this document: {error}")
     if living.charon is None:
         notes.append(f"nothing is known of the tunnels: charon does not answer: {living.charon_error}")
     return Preview(settings.site, document.epoch, document.version, len(operations), operations, tuple(notes))
@@ -163,6 +171,7 @@ async def look(settings: Settings) -> Living:
     )
     netlink = Netlink()
     links, ruleset, routes = await netlink.links(), await NftablesFirewall().read(), await netlink.read()
+    strangers = await netlink.strangers()
     try:
         held: Charon | None = await charon.read()
         why = ""
@@ -170,7 +179,7 @@ async def look(settings: Settings) -> Living:
         held, why = None, error.cause
     finally:
         charon.close()
-    return Living(backend, identity.name, links, ruleset, routes, held, why, _drained(settings))
+    return Living(backend, identity.name, links, ruleset, routes, strangers, held, why, _drained(settings))
 
 
 async def _live(settings: Settings) -> None:

@@ -44,7 +44,7 @@ def render_preview(planned: Preview) -> str:
         lines.append(f"  {_clean(operation.what)}")
         lines += [f"    {_clean(detail)}" for detail in operation.details]
     if planned.notes:
-        lines += ["", "not planned", *(f"  {_clean(note)}" for note in planned.notes)]
+        lines += ["", "notes", *(f"  {_clean(note)}" for note in planned.notes)]
     return _text(lines)
 
 

@@ -40,6 +40,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "hub_drained": "An operator has drained this hub (its ready addresses do not answer any more), or undrained it.",
         "readiness_changed": "This hub became willing to serve, or is no longer.",
         "store_failed": "A file of the state directory could not be read or written.",
+        "task_retried": "Something failed in the outside world and will be tried again after a pause.",
         "target_repaired": "Kernel or charon was not as wanted, and now is.",
         "target_failed": "Kernel or charon would not take a change; it will be tried again.",
         "target_recovered": "A target that had failed takes changes again.",

@@ -13,7 +13,7 @@ import msgspec
 import pytest
 
 from cpe_agent import __version__, app, cli
-from cpe_agent.model.condition import Severity, Status
+from cpe_agent.model.condition import DrainAnswer, Severity, Status
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
 from cpe_agent.settings import Settings
@@ -206,3 +206,64 @@ class TestUsage:
             os.close(reading)
             _, errors = process.communicate(b"\n", timeout=60)
         assert (process.returncode, errors) == (0, b"")
+
+
+class TestDrain:
+    @pytest.fixture
+    def says(self, monkeypatch: pytest.MonkeyPatch) -> Callable[[DrainAnswer | EdgeError], None]:
+        def answers(found: DrainAnswer | EdgeError) -> None:
+            def drain(settings: Settings, drained: bool) -> DrainAnswer:
+                if isinstance(found, EdgeError):
+                    raise found
+                assert found.drained is drained
+                return found
+
+            monkeypatch.setattr(app, "drain", drain)
+
+        return answers
+
+    @pytest.mark.parametrize(
+        ("command", "answer", "words"),
+        [
+            ("drain", DrainAnswer(True, True, False), "This hub is drained now: its ready addresses do not answer"),
+            ("drain", DrainAnswer(True, False, False), "This hub was drained already: "),
+            ("undrain", DrainAnswer(False, True, True), "This hub is no longer drained: it serves.\n"),
+            ("undrain", DrainAnswer(False, False, True), "This hub was not drained: it serves.\n"),
+            (
+                "undrain",
+                DrainAnswer(False, True, False, ("lan0 has no carrier",)),
+                "This hub is no longer drained, but does not serve yet.\nIn the way: lan0 has no carrier.\n",
+            ),
+            ("drain", DrainAnswer(True, True, False, (), "a restart would forget it"), "Warning: a restart would"),
+        ],
+    )
+    def test_it_says_what_became_of_it(
+        self,
+        config: str,
+        says: Callable[[DrainAnswer | EdgeError], None],
+        capsys: pytest.CaptureFixture[str],
+        command: str,
+        answer: DrainAnswer,
+        words: str,
+    ) -> None:
+        says(answer)
+        assert cli.main([command, "-c", config]) == 0
+        said = capsys.readouterr()
+        assert words in said.out and said.err == ""
+        assert cli.main([command, "--json", "-c", config]) == 0
+        assert msgspec.json.decode(capsys.readouterr().out, type=DrainAnswer) == answer
+
+    @pytest.mark.parametrize(
+        ("op", "code"), [("connect", cli.NOT_RUNNING), ("authorise", cli.NO_PERMISSION), ("drain", cli.UNAVAILABLE)]
+    )
+    def test_a_refusal_is_one_sentence(
+        self,
+        config: str,
+        says: Callable[[DrainAnswer | EdgeError], None],
+        capsys: pytest.CaptureFixture[str],
+        op: str,
+        code: int,
+    ) -> None:
+        says(EdgeError("control", op, "van-1 is a branch: only hubs are drained"))
+        assert cli.main(["drain", "-c", config]) == code
+        assert capsys.readouterr() == ("", "cpe-agent: van-1 is a branch: only hubs are drained.\n")

@@ -137,7 +137,7 @@ class TestPlan:
             "tunnels",
             "  start probe on wired.centre.a",
             "",
-            "not planned",
+            "notes",
             "  lte: there is no interface wwan0",
         ]
 

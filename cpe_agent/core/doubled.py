@@ -5,6 +5,10 @@ its probe CHILD_SA (the uplink's path address, the endpoint's probe and ready ad
 replacement under way, a leftover, or two boxes with one key. Which, is told by what came in since: `core.stale` and
 `core.duplicates` judge that from the record that is kept here, one step per look at charon.
 
+Two boxes with one key do not sit side by side: the hub answers the newest CHILD_SA, so the other box finds its path
+dead and dials anew, and then it is the first one's turn. So what is remembered across IKE_SAs that come and go is when
+two of one path were both heard: a replacement is a single short time, two boxes are one after the other.
+
 A path with one IKE_SA, which is nearly all of them, costs nothing but the look.
 """
 
@@ -19,6 +23,11 @@ from cpe_agent.model.observed import Charon, IkeSa
 
 # charon gives an exchange up after about 10 s, and a replacement is a few of them, one after the other.
 OVERLAP_S = 30.0
+# A branch replaces its IKE_SAs at most once a minute (the document's `max_age_s`, less a tenth by chance); two boxes, of
+# which the unluckier waits at most half a minute before it dials again, meet more often.
+MEET_AGAIN_S = 45.0
+# The slowest pace of probes that a document can ask for is one in 600 s.
+HEARD_S = 660.0
 # So many looks are remembered at which an IKE_SA had received more.
 REMEMBERED = 3
 
@@ -42,16 +51,35 @@ class Use(msgspec.Struct, frozen=True):
     probed_at: float | None = None
 
 
-Doubled = Mapping[PathKey, Mapping[int, Use]]  # by the IKE_SAs' unique ids
+class Meeting(msgspec.Struct, frozen=True):
+    """Two IKE_SAs of one path were both heard, from `since` until `last`; which two at last, and where from."""
+
+    since: float
+    last: float
+    ids: tuple[int, int]
+    hosts: tuple[str, str]
+
+
+class Doubled(msgspec.Struct, frozen=True):
+    """The record. `uses`: by path and unique id, of paths with several IKE_SAs now."""
+
+    uses: Mapping[PathKey, Mapping[int, Use]] = {}
+    meetings: Mapping[PathKey, Meeting] = {}
 
 
 def step(doubled: Doubled, charon: Charon, now: float) -> Doubled:
-    """The record after one more look. Paths with one IKE_SA are not in it."""
-    return {
-        key: {sa.unique_id: _used(doubled.get(key, {}).get(sa.unique_id), sa, now) for sa in sas}
-        for key, sas in by_path(charon.ike_sas).items()
-        if len(sas) > 1
-    }
+    """The record after one more look."""
+    uses: dict[PathKey, dict[int, Use]] = {}
+    meetings = {key: meeting for key, meeting in doubled.meetings.items() if now - meeting.last <= HEARD_S}
+    for key, sas in by_path(charon.ike_sas).items():
+        if len(sas) < 2:
+            continue
+        before = doubled.uses.get(key, {})
+        uses[key] = {sa.unique_id: _used(before.get(sa.unique_id), sa, now) for sa in sas}
+        met = _met(sas, uses[key], meetings.get(key))
+        if met is not None:
+            meetings[key] = met
+    return Doubled(uses, meetings)
 
 
 def by_path(ike_sas: Iterable[IkeSa]) -> dict[PathKey, list[IkeSa]]:
@@ -65,6 +93,21 @@ def by_path(ike_sas: Iterable[IkeSa]) -> dict[PathKey, list[IkeSa]]:
         if probe is not None and Path.parse(stem) is None:
             found.setdefault(PathKey(stem, probe.remote_ts, probe.local_ts), []).append(sa)
     return found
+
+
+def _met(sas: list[IkeSa], uses: Mapping[int, Use], before: Meeting | None) -> Meeting | None:
+    """The meeting as it is now; None if no two were heard since both are there."""
+    heard = sorted(sas, key=lambda sa: uses[sa.unique_id].probed_at or -1.0)[-2:]
+    both = [uses[sa.unique_id] for sa in heard]
+    probed = [use.probed_at for use in both if use.probed_at is not None]
+    if len(probed) < 2 or min(probed) <= max(use.since for use in both):
+        return before
+    at = min(probed)
+    one, other = sorted((sa.unique_id, sa.remote_host) for sa in heard)
+    ids, hosts = (one[0], other[0]), (one[1], other[1])
+    if before is None or (ids != before.ids and at - before.last > MEET_AGAIN_S):
+        return Meeting(at, at, ids, hosts)
+    return Meeting(before.since, max(at, before.last), ids, hosts)
 
 
 def _used(use: Use | None, sa: IkeSa, now: float) -> Use:

@@ -2,36 +2,26 @@
 
 Pure. In: the record of paths with several IKE_SAs. Out: conditions. One branch sends the probes of a path through one
 CHILD_SA, the newest it has. So when probes come in through two IKE_SAs of one path for longer than any replacement
-overlaps, two boxes hold that branch's key. (Traffic says less: a branch may leave a bundle in the older IKE_SA for as
-long as the newer one lacks something.) It holds while both live and are heard now and then, and ends with either.
+overlaps, or again and again, two boxes hold that branch's key. (Traffic says less: a branch may leave a bundle in the
+older IKE_SA for as long as the newer one lacks something.) It ends when one of them was not heard for a while.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
-from cpe_agent.core.doubled import OVERLAP_S, Doubled, Use
+from cpe_agent.core.doubled import HEARD_S, MEET_AGAIN_S, OVERLAP_S, Doubled, PathKey
 from cpe_agent.model.condition import Condition, Severity
 from cpe_agent.model.document import Document
-from cpe_agent.model.observed import Charon
-
-# The slowest pace of probes that a document can ask for is one in 600 s.
-HEARD_S = 660.0
 
 
-def duplicates(doubled: Doubled, charon: Charon, document: Document, now: float) -> tuple[Condition, ...]:
+def duplicates(doubled: Doubled, document: Document, now: float) -> tuple[Condition, ...]:
     """`IdentityDuplicated` for each branch that is in two places."""
-    if not doubled:
-        return ()
-    hosts = {sa.unique_id: sa.remote_host for sa in charon.ike_sas}
     found: dict[str, Condition] = {}
-    for key, uses in sorted(doubled.items()):
-        ids = _twins(uses, now)
+    for key, meeting in sorted(doubled.meetings.items()):
         peer = document.peers.get(key.peer)
-        if not ids or peer is None or key.peer in found:
+        if peer is None or meeting.last - meeting.since <= OVERLAP_S or now - meeting.last > _patience_s(doubled, key):
             continue
-        places = sorted({hosts.get(unique_id, "") for unique_id in ids})
-        where = f"from {' and '.join(places)}" if len(places) > 1 else f"both from {places[0]} (behind one NAT)"
+        one, other = sorted(meeting.hosts)
+        where = f"from {one} and {other}" if one != other else f"both from {one} (behind one NAT)"
         reason = (
             f"two boxes use the key of {peer.identity}, {where}: find the one that is not {key.peer}, "
             f"then give {key.peer} a new identity with `cpe-controller replace {key.peer}`"
@@ -40,16 +30,7 @@ def duplicates(doubled: Doubled, charon: Charon, document: Document, now: float)
     return tuple(found.values())
 
 
-def _twins(uses: Mapping[int, Use], now: float) -> tuple[int, ...]:
-    """IKE_SAs that were probed when they had long been two; () if there are no two."""
-    live = sorted(uses.items())
-    for index, (unique_id, use) in enumerate(live):
-        for other_id, other in live[:index]:
-            both_since = max(use.since, other.since)
-            if _heard(use, both_since, now) and _heard(other, both_since, now):
-                return (other_id, unique_id)
-    return ()
-
-
-def _heard(use: Use, both_since: float, now: float) -> bool:
-    return use.probed_at is not None and use.probed_at - both_since > OVERLAP_S and now - use.probed_at <= HEARD_S
+def _patience_s(doubled: Doubled, key: PathKey) -> float:
+    """While both are still there, the next probe may be long in coming."""
+    there = doubled.uses.get(key, {})
+    return HEARD_S if all(unique_id in there for unique_id in doubled.meetings[key].ids) else MEET_AGAIN_S

@@ -15,6 +15,7 @@ from cpe_agent.model.ops import AddElements, DeleteElements, FirewallOp, Replace
 # Deleting takes the kernel about 4 us x elements in the set x elements deleted; replacing a set of 10,000 takes about
 # 0.1 s whatever goes.
 REPLACE_FROM = 30_000
+LOCKS = frozenset({"protected4", "protected6", "uplinks"})
 
 
 def diff(wanted: Ruleset, observed: Ruleset | None) -> tuple[tuple[FirewallOp, ...], tuple[FirewallOp, ...]]:
@@ -27,6 +28,10 @@ def diff(wanted: Ruleset, observed: Ruleset | None) -> tuple[tuple[FirewallOp, .
         gone, new = have.elements - want.elements, want.elements - have.elements
         if len(gone) * len(have.elements) > REPLACE_FROM:
             closing.append(ReplaceSet(want, tuple(c for c in wanted.chains if _looks_into(c, want.name))))
+            continue
+        # What is protected or an uplink is a lock itself: more of it closes.
+        if new and not gone and want.name in LOCKS:
+            closing.append(AddElements(want.name, want.type, new))
             continue
         # An interval set refuses an element that overlaps one still there, so old and new of one set go together.
         if gone and new:

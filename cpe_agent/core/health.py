@@ -8,7 +8,7 @@ path up. What is known for certain (no IKE_SA, no link) counts at once.
 | state   | event                                     | new state | why |
 |---------|-------------------------------------------|-----------|-----|
 | unknown | a round answered                          | up        | it has not failed yet: no need to earn trust back |
-| unknown | `misses` rounds missed in a row           | down      | |
+| unknown | `misses` rounds missed in a row           | down      | fell: its IKE_SA is up and nothing comes through |
 | up      | `misses` rounds missed in a row           | down      | fell: `stable_since` starts anew |
 | up      | IKE_SA gone, link lost                    | down      | fell |
 | down    | `RECOVER` rounds answered in a row        | up        | hysteresis |
@@ -65,6 +65,7 @@ class Track(msgspec.Struct, frozen=True):
     ready: bool = False
     unready_rounds: int = 0
     missed_in_row: int = 0
+    last_answered: int = 0
     answered_in_row: int = 0
     srtt_s: float | None = None
     rttvar_s: float = 0.0
@@ -132,6 +133,7 @@ def answered(track: Track, sequence: int, from_ready: bool, rtt_s: float, now: f
         rttvar_s=rttvar,
         window=window,
         missed_in_row=0,
+        last_answered=max(sequence, track.last_answered),
         answered_in_row=track.answered_in_row + 1,
     )
     risen = track.state is State.UNKNOWN or (track.state is State.DOWN and track.answered_in_row >= RECOVER)
@@ -144,6 +146,7 @@ def tick(track: Track, now: float) -> Track:
     """Judge the rounds whose time has run out."""
     rounds = dict(track.rounds)
     missed = 0
+    in_row = track.missed_in_row
     unready = track.unready_rounds
     for sequence, round_ in track.rounds.items():
         if now < round_.sent_at + track.patience_s:
@@ -151,6 +154,8 @@ def tick(track: Track, now: float) -> Track:
         if not round_.alive and not round_.missed:
             rounds[sequence] = msgspec.structs.replace(round_, missed=True)
             missed += 1
+            # One that was sent before the last answered round says nothing of now, however late its time runs out.
+            in_row += sequence > track.last_answered
         elif round_.alive:
             del rounds[sequence]
             unready += not round_.ready
@@ -162,7 +167,7 @@ def tick(track: Track, now: float) -> Track:
     track = msgspec.structs.replace(
         track,
         window=(*track.window, *[False] * missed)[-WINDOW:],
-        missed_in_row=track.missed_in_row + missed,
+        missed_in_row=in_row,
         answered_in_row=0,
     )
     if track.missed_in_row >= track.misses and track.state is not State.DOWN:
@@ -198,7 +203,6 @@ def redialled(track: Track) -> Track:
 
 
 def _fall(track: Track, reason: str, now: float) -> Track:
-    fell = now if track.state is State.UP else track.stable_since
     return msgspec.structs.replace(
-        track, state=State.DOWN, since=now, stable_since=fell, reason=reason, ready=False, answered_in_row=0
+        track, state=State.DOWN, since=now, stable_since=now, reason=reason, ready=False, answered_in_row=0
     )

@@ -60,7 +60,7 @@ class Operation(msgspec.Struct, frozen=True):
 
 
 class Preview(msgspec.Struct, frozen=True):
-    """What would be changed for this document, and what could not be foreseen."""
+    """What would be changed for this document, and what else there is to say: what is in its way or not foreseen."""
 
     site: str
     document_epoch: int

@@ -18,7 +18,7 @@ from cpe_agent.core.doubled import OVERLAP_S, REMEMBERED, Doubled, Use
 def stale(doubled: Doubled, now: float) -> frozenset[int]:
     """Unique ids of leftovers, as of the look at `now`."""
     found: set[int] = set()
-    for uses in doubled.values():
+    for uses in doubled.uses.values():
         newest = max(uses)
         found |= {unique_id for unique_id, use in uses.items() if unique_id != newest and _left(use, uses[newest], now)}
     return frozenset(found)

@@ -30,12 +30,15 @@ def verify(
     routes: Routes,
     charon: Charon | None,
     charon_error: str = "",
+    strangers: Iterable[str] = (),
 ) -> tuple[Difference, ...]:
     """Everything that differs, by target. `obstacles`: why `wanted` could not be compiled in full, such as an uplink
-    that is not there. `charon` None: it does not answer, `charon_error` says why."""
+    that is not there. `charon` None: it does not answer, `charon_error` says why. `strangers`: in words, what others
+    hold where it could undo our routing."""
     found = [Difference(LINKS, Kind.MISSING, f"{c.subject}: {c.reason}") for c in obstacles]
     found += [Difference(RULES, kind, what) for kind, what in _rules(wanted.ruleset, ruleset)]
     found += [Difference(ROUTES, kind, what) for kind, what in _routes(wanted.routes, routes)]
+    found += [Difference(ROUTES, Kind.FOREIGN, what) for what in strangers]
     if charon is None:
         found.append(Difference(TUNNELS, Kind.MISSING, f"charon does not answer: {charon_error}"))
     else:

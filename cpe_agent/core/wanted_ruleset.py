@@ -38,9 +38,10 @@ def ruleset(document: Document | None, backend: Backend, pairs: PairSets | None 
         sets += _address_sets(document, version)
         sets.append(_lan_sources(document, version))
         if hub:
-            sets.append(
-                NftSet(f"ike_init{version}", ADDRESS[version], f"dynamic,timeout; size {INIT_SOURCES}; timeout 1m")
-            )
+            sets += [
+                NftSet(f"{name}{version}", kind, f"dynamic,timeout; size {INIT_SOURCES}; timeout {timeout}")
+                for name, kind, timeout in _init_sets(ADDRESS[version])
+            ]
     return Ruleset(tuple(sorted(sets)), tuple(sorted(chains(backend, hub))))
 
 
@@ -53,6 +54,13 @@ def with_pairs(table: Ruleset, pairs: PairSets) -> Ruleset:
 def pair_elements(document: Document) -> dict[str, str]:
     """Counter name ("local_pairs4 ELEMENT") -> pair id, for reporting."""
     return pair_sets(document.pairs).counter_names()
+
+
+def _init_sets(address: str) -> tuple[tuple[str, str, str], ...]:
+    """(name, type, timeout) of what a hub's rules fill in by themselves: sources of IKE_SA_INIT with their limits, whom
+    we send ESP to, and the limits of these. An hour outlasts most outages, and a carrier's NAT soon has other ports."""
+    flow = f"{address} . inet_service"
+    return (("ike_init", address, "1m"), ("ike_known", flow, "1h"), ("ike_again", flow, "1m"))
 
 
 def _pair_sets(pairs: PairSets) -> list[NftSet]:

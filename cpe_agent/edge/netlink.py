@@ -15,7 +15,7 @@ import trio
 from pyroute2 import IPRoute
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
-from cpe_agent.edge import linkwatch, ourroutes, routechange
+from cpe_agent.edge import linkwatch, ourroutes, routechange, strangers
 from cpe_agent.model.dataplane import Routes
 from cpe_agent.model.observed import Links
 from cpe_agent.model.ops import RouteOp
@@ -34,6 +34,10 @@ class Netlink:
     async def read(self) -> Routes:
         """What carries our protocol number."""
         return await trio.to_thread.run_sync(_blocking, "read", ourroutes.read)
+
+    async def strangers(self) -> tuple[str, ...]:
+        """What is not ours and stands in our way, in words."""
+        return await trio.to_thread.run_sync(_blocking, "read", strangers.read)
 
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         """In order; each is tried. `EdgeError` names the first that was refused, and how many more were.

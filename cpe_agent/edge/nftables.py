@@ -18,6 +18,7 @@ from __future__ import annotations
 import fcntl
 import os
 import re
+import threading
 from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import NamedTuple, Protocol, TypeVar, assert_never
@@ -33,6 +34,10 @@ from cpe_agent.model.ops import AddElements, DeleteElements, DeleteTable, Firewa
 from cpe_agent.ports import EdgeError
 
 T = TypeVar("T")
+
+# libnftables prints protocols by libc's getprotobynumber(), which has one buffer for the whole process: two listings at
+# once would put pieces of /etc/protocols into each other's elements.
+_LIBC_NAMES = threading.Lock()
 
 _ABSENT = "No such file or directory"
 _EXISTS = "File exists"
@@ -102,7 +107,7 @@ class NftablesFirewall:
 
     async def _in_thread(self, work: Callable[..., T], *arguments: object) -> T:
         # Not abandoned on cancellation: a transaction that has begun is waited for.
-        return await trio.to_thread.run_sync(work, *arguments, limiter=self._one_at_a_time)
+        return await trio.to_thread.run_sync(_alone, work, *arguments, limiter=self._one_at_a_time)
 
     def _libnftables(self) -> _Libnftables:
         if self._context is None:
@@ -179,6 +184,11 @@ class NftablesFirewall:
         code, _, complaint = self._libnftables().cmd(commands)
         if code != 0:
             raise EdgeError(TARGET, doing, _cause(complaint))
+
+
+def _alone(work: Callable[..., T], *arguments: object) -> T:
+    with _LIBC_NAMES:
+        return work(*arguments)
 
 
 def _edited(ruleset: Ruleset, ops: Iterable[FirewallOp]) -> Ruleset | None:

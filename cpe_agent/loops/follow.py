@@ -98,6 +98,9 @@ class Follower:
             self._heard()
             if order is not None and order != self._highest:
                 await self._fetch(local_address)
+            elif order is not None:
+                # The controller is back at what is in force here.
+                self._report_rejected("")
         raise EdgeError("controller", "changes", "the controller ended the stream")
 
     async def _fetch(self, local_address: str) -> None:

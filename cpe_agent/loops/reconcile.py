@@ -105,8 +105,12 @@ class Reconciler:
         self._tunnels_lock = trio.Lock()
         self._attempts: tunnels.Attempts = {}
         self._tunnels_wake_at = math.inf
-        self._doubled: doubled.Doubled = {}
+        self._doubled = doubled.Doubled()
         self._carried: frozenset[Route] = frozenset()
+        # The plan whose rules and routes were seen to: tunnels follow this one, never one that nothing locks yet.
+        self._locked_plan: Plan | None = None
+        # Whether our table was last seen closed; a router that cannot lock its door does not forward.
+        self._closed = False
         # The plan whose routes and tunnels were last seen to, without a refusal.
         self._carried_out: Dataplane | None = None
         # What each target was last brought in sync with: a difference after that is somebody else's doing.
@@ -135,7 +139,8 @@ class Reconciler:
                 self.firewall_seen_to.set()
                 continue
             opening: Sequence[FirewallOp] = ()
-            if names & {"plan", RULES}:
+            # Until the rules were looked at nobody knows that the door is locked, and routes would stop forwarding.
+            if names & {"plan", RULES} or not self._closed:
                 opening = await self._close_rules(plan)
             if ROUTES not in names and self._only_rules_differ(plan):
                 # A pair more between known subnets waits for no listing of a hub's routes and IKE_SAs.
@@ -144,7 +149,10 @@ class Reconciler:
                 opening = ()
             if names & {"plan", ROUTES}:
                 await self._pass_routes(plan)
-            if "plan" in names:
+            if self._closed or not self._routes_target.state.error:
+                # Each lock is enough alone.
+                self._locked_plan = plan
+            if "plan" in names and self._locked_plan is plan:
                 await self._pass_tunnels()
                 settled = not self._routes_target.state.error and not self._tunnels_target.state.error
                 self._carried_out = plan.dataplane if settled else None
@@ -165,8 +173,10 @@ class Reconciler:
         wanted = plan.dataplane.ruleset
         try:
             closing, opening = firewall.diff(wanted, await self._firewall.read())
+            self._closed = not closing
             if closing:
                 await self._firewall.apply(closing)
+            self._closed = True
         except EdgeError as error:
             self._rules_target.failed(error)
             return ()
@@ -194,8 +204,7 @@ class Reconciler:
     async def _pass_routes(self, plan: Plan) -> None:
         wanted = plan.dataplane.routes
         charon = self._cells.charon.value
-        if self._settled.get(RULES) is None or self._rules_target.state.error:
-            # A router that cannot lock its door does not forward.
+        if not self._closed:
             wanted = msgspec.structs.replace(wanted, forwarding=frozenset())
         try:
             observed = await self._routes.read()
@@ -225,7 +234,7 @@ class Reconciler:
         """Take note of what our diallers have here; returns the IKE_SAs that they have left over."""
         now = trio.current_time()
         self._doubled = doubled.step(self._doubled, charon, now)
-        self._cells.duplicates.set(duplicates.duplicates(self._doubled, charon, plan.document, now))
+        self._cells.duplicates.set(duplicates.duplicates(self._doubled, plan.document, now))
         carried = return_routes(plan.document, charon, self._cells.links.value or Links(), self._backend)
         if carried != self._carried:
             self._carried = carried
@@ -236,12 +245,12 @@ class Reconciler:
         while True:
             until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
             await self._tunnels_bell.wait(until)
-            if self._cells.plan.value is not None:
+            if self._locked_plan is not None:
                 await self._pass_tunnels()
 
     async def _pass_tunnels(self) -> None:
         async with self._tunnels_lock:
-            plan = self._cells.plan.value
+            plan = self._locked_plan
             assert plan is not None
             wanted = with_active(
                 plan.dataplane.tunnels,
@@ -283,7 +292,8 @@ class Reconciler:
                     async for _ in changes:
                         self.bell.ring(RULES)
             except EdgeError as error:
-                self._rules_target.failed(error)
+                # The table is as it was; until the watch is back, the backstop looks.
+                log.warning("task_retried", target=error.target, op=error.op, cause=error.cause)
             await trio.sleep(RETRY_FIRST_S)
 
     async def _watch_charon(self) -> None:
@@ -303,5 +313,7 @@ class Reconciler:
                 if not lost:
                     log.error("charon_lost", cause=error.cause)
                 lost = True
+                # Its IKE_SAs went with it; paths must not stay up by what was read before.
+                self._cells.charon.set(Charon())
                 self._tunnels_target.failed(error)
             await trio.sleep(RETRY_FIRST_S)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from cpe_agent.core.doubled import OVERLAP_S, Doubled, by_path, step
-from cpe_agent.core.duplicates import HEARD_S, duplicates
+from cpe_agent.core.doubled import HEARD_S, MEET_AGAIN_S, OVERLAP_S, Doubled, by_path, step
+from cpe_agent.core.duplicates import duplicates
 from cpe_agent.core.stale import stale
 from cpe_agent.core.tunnels import step as tunnels_step
 from cpe_agent.core.wanted_tunnels import connections
@@ -52,23 +52,21 @@ def sa(
     return IkeSa(connection, number, "ESTABLISHED", initiator, "hospital-1.city", host, busy, children)
 
 
-def watch(look: Callable[[float], Charon], seconds: float) -> tuple[Doubled, Charon]:
+def watch(look: Callable[[float], Charon], seconds: float) -> Doubled:
     """One look every ten seconds, as on an idle hub."""
-    doubled: Doubled = {}
+    doubled = Doubled()
     now = 0.0
-    charon = look(now)
     while now <= seconds:
-        charon = look(now)
-        doubled = step(doubled, charon, now)
+        doubled = step(doubled, look(now), now)
         now += LOOK_S
-    return doubled, charon
+    return doubled
 
 
 def two(old: Bytes, new: Bytes, seconds: float, old_host: str = "203.0.113.1") -> tuple[frozenset[int], list[str]]:
     """What is said of two IKE_SAs of one path whose probes come in so, after so long."""
-    doubled, charon = watch(lambda at: Charon(ike_sas=(sa(1, old(at), host=old_host), sa(2, new(at)))), seconds)
+    doubled = watch(lambda at: Charon(ike_sas=(sa(1, old(at), host=old_host), sa(2, new(at)))), seconds)
     now = seconds // LOOK_S * LOOK_S
-    return stale(doubled, now), [condition.subject for condition in duplicates(doubled, charon, hub(), now)]
+    return stale(doubled, now), [condition.subject for condition in duplicates(doubled, hub(), now)]
 
 
 def test_paths_are_told_apart_by_the_probe_s_selectors() -> None:
@@ -81,7 +79,7 @@ def test_paths_are_told_apart_by_the_probe_s_selectors() -> None:
         sa(6),
     )
     assert sorted([one.unique_id for one in found] for found in by_path(sas).values()) == [[1, 6], [2], [3], [4]]
-    assert [len(uses) for uses in step({}, Charon(ike_sas=sas), 0.0).values()] == [2]
+    assert [len(uses) for uses in step(Doubled(), Charon(ike_sas=sas), 0.0).uses.values()] == [2]
 
 
 class TestLeftover:
@@ -103,7 +101,7 @@ class TestLeftover:
             return Charon(ike_sas=(sa(1, 0, (0, int(at))), sa(2, grows(at))))
 
         for look in (receives, sends):
-            assert stale(watch(look, 600)[0], 600) == frozenset()
+            assert stale(watch(look, 600), 600) == frozenset()
 
     def test_a_path_that_is_probed_rarely_is_waited_for(self) -> None:
         """Once in ten minutes: the older could be a twin's, whose next probe is still to come."""
@@ -113,7 +111,7 @@ class TestLeftover:
         assert two(slow, slow, 10_000)[0] == frozenset()
 
     def test_of_three_both_older_ones_go(self) -> None:
-        doubled, _ = watch(lambda at: Charon(ike_sas=(sa(1, 5), sa(3, grows(at)), sa(2, 5))), 60)
+        doubled = watch(lambda at: Charon(ike_sas=(sa(1, 5), sa(3, grows(at)), sa(2, 5))), 60)
         assert stale(doubled, 60) == {1, 2}
 
     def test_the_hub_ends_it_and_starts_nothing(self) -> None:
@@ -134,8 +132,8 @@ class TestLeftover:
 
 class TestClone:
     def test_two_that_are_probed_for_long_are_two_boxes(self) -> None:
-        assert two(grows, grows, OVERLAP_S)[1] == []
-        assert two(grows, grows, OVERLAP_S + LOOK_S)[1] == ["hospital-1"]
+        assert two(grows, grows, OVERLAP_S)[1] == []  # counted from the second look
+        assert two(grows, grows, OVERLAP_S + 2 * LOOK_S)[1] == ["hospital-1"]
 
     def test_a_twin_is_never_taken_for_a_leftover(self) -> None:
         assert two(grows, grows, 10_000)[0] == frozenset()
@@ -146,14 +144,12 @@ class TestClone:
         assert two(overlaps, grows, 5 * OVERLAP_S)[1] == []
 
     def test_a_bundle_left_in_the_older_one_is_no_clone(self) -> None:
-        doubled, charon = watch(lambda at: Charon(ike_sas=(sa(1, 84, (grows(at), grows(at))), sa(2, grows(at)))), 600)
-        assert duplicates(doubled, charon, hub(), 600) == ()
+        doubled = watch(lambda at: Charon(ike_sas=(sa(1, 84, (grows(at), grows(at))), sa(2, grows(at)))), 600)
+        assert duplicates(doubled, hub(), 600) == ()
 
     def test_two_uplinks_are_no_clone(self) -> None:
-        doubled, charon = watch(
-            lambda at: Charon(ike_sas=(sa(1, grows(at)), sa(2, grows(at), there=OTHER_UPLINK))), 600
-        )
-        assert doubled == {} and duplicates(doubled, charon, hub(), 600) == ()
+        doubled = watch(lambda at: Charon(ike_sas=(sa(1, grows(at)), sa(2, grows(at), there=OTHER_UPLINK))), 600)
+        assert doubled == Doubled() and duplicates(doubled, hub(), 600) == ()
 
     def test_a_rekeyed_child_that_counts_anew_is_still_heard(self) -> None:
         def look(at: float) -> Charon:
@@ -161,8 +157,8 @@ class TestClone:
             rekeyed = IkeSa("cpe-hospital-1-0f1e2d3c", 1, "ESTABLISHED", False, children=(probe,))
             return Charon(ike_sas=(rekeyed, sa(2, grows(at))))
 
-        doubled, charon = watch(look, 60)
-        assert [c.subject for c in duplicates(doubled, charon, hub(), 60)] == ["hospital-1"]
+        doubled = watch(look, 60)
+        assert [c.subject for c in duplicates(doubled, hub(), 60)] == ["hospital-1"]
 
     @pytest.mark.parametrize(
         ("other_host", "words"),
@@ -172,16 +168,49 @@ class TestClone:
         ],
     )
     def test_it_names_the_branch_both_places_and_what_to_do(self, other_host: str, words: str) -> None:
-        doubled, charon = watch(lambda at: Charon(ike_sas=(sa(1, grows(at), host=other_host), sa(2, grows(at)))), 60)
-        (found,) = duplicates(doubled, charon, hub(), 60)
+        doubled = watch(lambda at: Charon(ike_sas=(sa(1, grows(at), host=other_host), sa(2, grows(at)))), 60)
+        (found,) = duplicates(doubled, hub(), 60)
         assert (found.type, found.subject, found.severity.value) == ("IdentityDuplicated", "hospital-1", "degraded")
         assert words in found.reason and "hospital-1.city" in found.reason
         assert "cpe-controller replace hospital-1" in found.reason
 
-    def test_it_ends_with_one_of_them(self) -> None:
-        doubled, _ = watch(lambda at: Charon(ike_sas=(sa(1, grows(at)), sa(2, grows(at)))), 60)
-        alone = Charon(ike_sas=(sa(2, grows(70)),))
-        assert duplicates(step(doubled, alone, 70), alone, hub(), 70) == ()
+    def test_it_ends_soon_after_one_of_them(self) -> None:
+        doubled = watch(lambda at: Charon(ike_sas=(sa(1, grows(at)), sa(2, grows(at)))), 60)
+        alone = step(doubled, Charon(ike_sas=(sa(2, grows(70)),)), 70)
+        assert duplicates(alone, hub(), 60 + MEET_AGAIN_S) != ()
+        assert duplicates(alone, hub(), 61 + MEET_AGAIN_S) == ()
+
+    def test_two_boxes_that_drive_each_other_out_are_noticed(self) -> None:
+        """Each finds its path dead when the other has dialled, and dials again: no IKE_SA lives long."""
+        doubled = Doubled()
+        for number, second in enumerate(range(0, 60, 2), 1):
+            for tenth in (0.1, 0.6):
+                now = second + tenth
+                hosts = ("198.51.100.7", "203.0.113.1") if number % 2 else ("203.0.113.1", "198.51.100.7")
+                sas = (sa(number, grows(now), host=hosts[0]), sa(number + 1, grows(now), host=hosts[1]))
+                doubled = step(doubled, Charon(ike_sas=sas), now)
+        (found,) = duplicates(doubled, hub(), 60)
+        assert "from 198.51.100.7 and 203.0.113.1" in found.reason
+
+    def test_an_uplink_that_comes_and_goes_is_no_clone(self) -> None:
+        """It dials anew each time, from another address of its carrier's; what it left behind is silent."""
+        doubled = Doubled()
+        for number in range(1, 60):
+            for look in (0.1, 1.0, 1.9):
+                now = number * 2 + look
+                sas = (sa(number, 84, host="203.0.113.1"), sa(number + 1, grows(now), host="203.0.113.2"))
+                doubled = step(doubled, Charon(ike_sas=sas), now)
+        assert duplicates(doubled, hub(), 120) == ()
+
+    def test_frequent_replacements_are_no_clone(self) -> None:
+        """As often as a document can ask for: each overlaps for a moment."""
+        doubled = Doubled()
+        for number in range(1, 20):
+            start = number * 54.0
+            for now, both in ((start, True), (start + 1, True), (start + 2, True), (start + 3, False)):
+                old = (sa(number, grows(now)),) if both else ()
+                doubled = step(doubled, Charon(ike_sas=(*old, sa(number + 1, grows(now)))), now)
+            assert duplicates(doubled, hub(), start + 3) == ()
 
     def test_it_ends_when_one_of_them_is_long_silent(self) -> None:
         stops: Bytes = lambda at: grows(min(at, 100))  # noqa: E731

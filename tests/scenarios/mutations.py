@@ -1,28 +1,24 @@
 """What can somebody do by hand to a living router?
 
-Each `Mutation` does one thing with nft, ip or charon's own socket, says what a reader of `tests.scenarios.oracle` must
-then find lost and gained, and what `cpe-agent verify` must say. None knows how the product reads.
+Each `Mutation` does one thing with nft or ip (to charon: charon_mutations.py), says what a reader of
+`tests.scenarios.oracle` must then find lost and gained, and what `cpe-agent verify` must say. None knows how the
+product reads.
 """
 
 from __future__ import annotations
 
-import socket
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import vici
 
 from tests.lab.site import RunningSite
 from tests.scenarios import oracle
 
 # The lab's hospital-1: its LAN, and the subnets and paths of the hubs.
-_LAN, _CENTRE_LAN = "10.101.0.0/24", "10.10.0.0/24"
-_PAIR = f"{_LAN} . {_CENTRE_LAN} . 0-255 . 0-65535"
+LAN, CENTRE_LAN = "10.101.0.0/24", "10.10.0.0/24"
+_PAIR = f"{LAN} . {CENTRE_LAN} . 0-255 . 0-65535"
 _OUR_TABLE, _INBOUND, _PROTOCOL = "15500", "15501", "155"
-_CHARON_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -154,18 +150,18 @@ FIREWALL = (
     ),
     Mutation(
         "add a pair",
-        _nft(f"add element TABLE local_pairs4 {{ {_LAN} . 192.168.7.0/24 . 6 . 22 }}"),
+        _nft(f"add element TABLE local_pairs4 {{ {LAN} . 192.168.7.0/24 . 6 . 22 }}"),
         {"element": (0, 1)},
-        f"foreign set local_pairs4: element {_LAN} . 192.168.7.0/24 . 6 . 22",
+        f"foreign set local_pairs4: element {LAN} . 192.168.7.0/24 . 6 . 22",
     ),
     Mutation(
         "alter a pair",
         _nft(
             f"delete element TABLE local_pairs4 {{ {_PAIR} }}",
-            f"add element TABLE local_pairs4 {{ {_LAN} . 10.0.0.0/8 . 0-255 . 0-65535 }}",
+            f"add element TABLE local_pairs4 {{ {LAN} . 10.0.0.0/8 . 0-255 . 0-65535 }}",
         ),
         {"element": (ANY, 1)},
-        f"foreign set local_pairs4: element {_LAN} . 10.0.0.0/8",
+        f"foreign set local_pairs4: element {LAN} . 10.0.0.0/8",
     ),
     Mutation(
         "another LAN interface",
@@ -181,9 +177,9 @@ FIREWALL = (
     ),
     Mutation(
         "a subnet is not protected",
-        _nft(f"delete element TABLE protected4 {{ {_CENTRE_LAN} }}"),
+        _nft(f"delete element TABLE protected4 {{ {CENTRE_LAN} }}"),
         {"element": (1, 0)},
-        f"missing set protected4: element {_CENTRE_LAN}",
+        f"missing set protected4: element {CENTRE_LAN}",
     ),
     Mutation("empty a set", _nft("flush set TABLE local_pairs4"), {"element": (ANY, 0)}, "missing set local_pairs4"),
     Mutation(
@@ -280,20 +276,20 @@ ROUTING = (
     (
         Mutation(
             "a route into the tunnels goes",
-            _ip(f"route del {_CENTRE_LAN} dev ipsec0 table {_OUR_TABLE}"),
+            _ip(f"route del {CENTRE_LAN} dev ipsec0 table {_OUR_TABLE}"),
             {"route": (1, 0)},
-            f"missing route {_CENTRE_LAN} dev ipsec0",
+            f"missing route {CENTRE_LAN} dev ipsec0",
         ),
-        _ip(f"route add {_CENTRE_LAN} dev ipsec0 table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
+        _ip(f"route add {CENTRE_LAN} dev ipsec0 table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
     ),
     (
         Mutation(
             "a route leads to the internet",
-            _ip(f"route replace {_CENTRE_LAN} dev wired table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
+            _ip(f"route replace {CENTRE_LAN} dev wired table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
             {"route": (1, 1)},
-            f"altered is route {_CENTRE_LAN} dev wired table 15500 metric 100, not route {_CENTRE_LAN} dev ipsec0",
+            f"altered is route {CENTRE_LAN} dev wired table 15500 metric 100, not route {CENTRE_LAN} dev ipsec0",
         ),
-        _ip(f"route replace {_CENTRE_LAN} dev ipsec0 table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
+        _ip(f"route replace {CENTRE_LAN} dev ipsec0 table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
     ),
     (
         Mutation(
@@ -312,6 +308,36 @@ ROUTING = (
             "foreign route 10.98.0.0/24 dev wired table 254 metric 7",
         ),
         _ip("route del 10.98.0.0/24 dev wired"),
+    ),
+    (
+        Mutation(
+            "somebody's route before ours",
+            _ip(f"route add {CENTRE_LAN} dev wired table {_OUR_TABLE} metric 5"),
+            {"route": (0, 1)},
+            f"foreign route {CENTRE_LAN} table 15500 metric 5 is somebody else's",
+        ),
+        _ip(f"route del {CENTRE_LAN} dev wired table {_OUR_TABLE}"),
+    ),
+    (
+        Mutation(
+            "somebody's rule before ours",
+            _ip("rule add priority 50 table main"),
+            {"rule": (0, 1)},
+            "foreign v4 rule 50 table 254 is somebody else's and comes before ours",
+        ),
+        _ip("rule del priority 50"),
+    ),
+    (
+        Mutation(
+            "a rule that matches less",
+            _ip(
+                "rule del priority 130 iif lan0",
+                f"rule add priority 130 iif lan0 fwmark 7 table {_INBOUND} protocol {_PROTOCOL}",
+            ),
+            {"rule": (1, 1)},
+            "foreign v4 rule 130 table 15501 says more than the agent's do (fwmark, fwmask)",
+        ),
+        _ip("rule del priority 130 iif lan0", f"rule add priority 130 iif lan0 table {_INBOUND} protocol {_PROTOCOL}"),
     ),
     (
         Mutation(
@@ -344,165 +370,4 @@ ROUTING = (
         ),
         _forwarding("ipv6.conf.all.forwarding", 0),
     ),
-)
-
-
-@contextmanager
-def charon_of(site: RunningSite) -> Iterator[Any]:
-    """A session with its charon, by strongSwan's own client."""
-    with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_CHARON_S)
-        connection.connect(str(site.outside / site.vici_socket.name))
-        yield vici.Session(connection)
-
-
-def _name(session: Any, stem: str) -> str:
-    return next(str(name.decode()) for name in session.get_conns()["conns"] if name.decode().startswith(f"cpe-{stem}-"))
-
-
-def _unload(stem: str) -> Callable[[RunningSite], None]:
-    def do(site: RunningSite) -> None:
-        with charon_of(site) as session:
-            session.unload_conn({"name": _name(session, stem)})
-
-    return do
-
-
-def _load(name: str, children: dict[str, tuple[list[str], list[str]]]) -> Callable[[RunningSite], None]:
-    """`name`: of the connection, or the stem of one that is there and is loaded anew with only these children."""
-
-    def do(site: RunningSite) -> None:
-        with charon_of(site) as session:
-            loaded = name if name.startswith("cpe-") else _name(session, name)
-            old: dict[str, Any] = next((c[loaded] for c in session.list_conns({"ike": loaded}) if loaded in c), {})
-            local = [text.decode() for text in old.get("local_addrs", [b"127.0.0.1"])]
-            remote = [text.decode() for text in old.get("remote_addrs", [b"127.0.0.1"])]
-            section = {
-                "version": "2", "local_addrs": local, "remote_addrs": remote,
-                "local_port": "4500", "remote_port": "4500", "encap": "yes", "mobike": "no", "unique": "never",
-                "proposals": ["aes256gcm16-prfsha384-ecp256"],
-                "local": {"auth": "pubkey", "id": old.get("local-1", {}).get("id", b"nobody").decode()},
-                "remote": {"auth": "pubkey", "id": old.get("remote-1", {}).get("id", b"nobody").decode()},
-                "children": {
-                    child: {"local_ts": local_ts, "remote_ts": remote_ts, "esp_proposals": ["aes256gcm16-ecp256"]}
-                    for child, (local_ts, remote_ts) in children.items()
-                },
-            }  # fmt: skip
-            session.load_conn({loaded: section})
-
-    return do
-
-
-def _initiate(stem: str, child: str) -> Callable[[RunningSite], None]:
-    def do(site: RunningSite) -> None:
-        with charon_of(site) as session:
-            for _ in session.initiate({"ike": _name(session, stem), "child": child, "timeout": "4000"}):
-                pass
-
-    return do
-
-
-def _terminate(stem: str, child: str = "") -> Callable[[RunningSite], None]:
-    def do(site: RunningSite) -> None:
-        with charon_of(site) as session:
-            asked = {"ike": _name(session, stem), "timeout": "4000"} | ({"child": child} if child else {})
-            for _ in session.terminate(asked):
-                pass
-
-    return do
-
-
-def _forget_credentials(site: RunningSite) -> None:
-    with charon_of(site) as session:
-        session.clear_creds()
-
-
-def _both(*steps: Callable[[RunningSite], None]) -> Callable[[RunningSite], None]:
-    def do(site: RunningSite) -> None:
-        for step in steps:
-            step(site)
-
-    return do
-
-
-_SITE = "10.255.0.9/32"
-_PROBE = (["10.255.0.11/32"], ["10.255.0.3/32", "10.255.0.4/32"])
-_TRAFFIC = ([_LAN, _SITE], [_CENTRE_LAN])
-_SHARED = ([_LAN, _SITE], ["10.50.0.0/24"])
-
-# They add up, one after the other; the agent mends them all.
-CHARON = (
-    Mutation(
-        "carried twice",
-        _initiate("lte.centre.wan", "traffic-centre"),
-        {"sa": (0, 1)},
-        "foreign bundle centre: carried on more than one path (lte.centre.wan, wired.centre.wan)",
-    ),
-    Mutation(
-        "a bundle is dropped",
-        _terminate("wired.cloud.wan", "traffic-cloud"),
-        {"sa": (1, 0)},
-        "missing bundle cloud: no CHILD_SA carries it",
-    ),
-    Mutation(
-        "a probe is dropped",
-        _terminate("wired.cloud.wan", "probe"),
-        {"sa": (1, 0)},
-        "missing path wired.cloud.wan: no probe CHILD_SA",
-    ),
-    Mutation(
-        "an IKE_SA ends",
-        _terminate("lte.cloud.wan"),
-        {"ike": (1, 0), "sa": (ANY, 0)},
-        "missing path lte.cloud.wan: no established IKE_SA",
-    ),
-    Mutation(
-        "a connection is unloaded",
-        _unload("wired.cloud.wan"),
-        {"connection": (1, 0), "child": (ANY, 0)},
-        "missing connection wired.cloud.wan",
-    ),
-    Mutation(
-        "a connection of one's own",
-        _load("cpe-guest", {"all": (["0.0.0.0/0"], ["0.0.0.0/0"])}),
-        {"connection": (0, 1), "child": (0, 1)},
-        "foreign connection cpe-guest is not in the document",
-    ),
-    Mutation(
-        "a child of one's own",
-        _load(
-            "lte.centre.wan",
-            {"probe": _PROBE, "traffic-centre": _TRAFFIC, "traffic-centre+cloud": _SHARED, "x": _SHARED},
-        ),
-        {"child": (0, 1)},
-        "foreign connection lte.centre.wan, child x",
-    ),
-    Mutation(
-        "other selectors",
-        _load(
-            "lte.centre.wan",
-            {"probe": _PROBE, "traffic-centre": ([_SITE], [_CENTRE_LAN]), "traffic-centre+cloud": _SHARED},
-        ),
-        {"child": (2, 1)},
-        "altered connection lte.centre.wan, child traffic-centre: local selectors are 10.255.0.9/32, not 10.101.0.0/24",
-    ),
-    Mutation(
-        "a CHILD_SA falls short",
-        _both(_terminate("lte.centre.wan", "traffic-centre"), _initiate("lte.centre.wan", "traffic-centre")),
-        # Made with settings that are not quite the agent's, so charon starts an IKE_SA of its own.
-        {"ike": (0, 1), "sa": (1, 1)},
-        "falls short of the document: 10.101.0.0/24",
-    ),
-    Mutation(
-        "a CHILD_SA goes beyond",
-        _both(
-            # The hub has no part in the name, and agrees to what its traffic child has.
-            _load("lte.centre.wan", {"probe": ([_LAN], [_CENTRE_LAN])}),
-            _terminate("lte.centre.wan", "probe"),
-            _initiate("lte.centre.wan", "probe"),
-        ),
-        {"child": (3, 1), "sa": (1, 1)},
-        "goes beyond the document",
-    ),
-    Mutation("credentials go", _forget_credentials, {"key": (1, 0)}, "missing credentials"),
 )

@@ -21,8 +21,9 @@ from tests.lab.init import LOGS
 from tests.lab.lab import Lab
 from tests.lab.site import RunningSite
 from tests.scenarios import oracle
+from tests.scenarios.charon_mutations import CHARON
 from tests.scenarios.conftest import wait_whole
-from tests.scenarios.mutations import ANY, CHARON, FIREWALL, ROUTING, Mutation
+from tests.scenarios.mutations import ANY, FIREWALL, ROUTING, Mutation
 
 SITE = "hospital-1"
 SOCKET = "answering.sock"
@@ -220,6 +221,7 @@ class TestPlan:
         document = observed.document()
         document["version"] += 1
         gone = document["pairs"].pop()
+        document["network"] = "elsewhere"
         file = observed.site.outside / "candidate.json"
         file.write_text(json.dumps(document))
         before = _all(observed.site)
@@ -228,6 +230,8 @@ class TestPlan:
         assert planned.status == 0, planned.stderr
         report = json.loads(planned.stdout)
         assert (report["document_version"], report["count"]) == (document["version"], len(report["operations"]))
+        (note,) = report["notes"]
+        assert note.startswith("the agent would refuse this document: network: is 'elsewhere'")
         stages = [operation["stage"] for operation in report["operations"]]
         assert sorted(stages, key=["close rules", "routes", "tunnels", "open rules"].index) == stages
         (pairs,) = [o for o in report["operations"] if o["what"] == "delete 1 element from set local_pairs4"]

@@ -1,0 +1,268 @@
+"""What can happen to a living site of the lab, by somebody's hand, by a crash, or by its provider?
+
+Each `Fault` does one thing, undoes what nobody but its doer can (a cable, a provider, a supervisor), and says what the
+agent has then to mend by itself, and how soon. Chance is the caller's, so that a run can be had again.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from tests.lab import watch
+from tests.lab.lab import Lab
+from tests.lab.site import RunningSite
+from tests.scenarios import oracle
+from tests.scenarios.mutations import charon_of
+
+EVENT_MS = 1000.0  # noticed by an event, mended at once
+DIAL_MS = 45_000.0  # an IKE_SA has to be dialled again, perhaps after a wait
+_AWAY_S = 0.7  # long enough for probes to notice
+
+
+@dataclass(frozen=True)
+class Fault:
+    """`mends_ms`: within this the kernel and charon hold again what they held. `spares`: not somebody else's things."""
+
+    name: str
+    do: Callable[[Lab, RunningSite, random.Random], None]
+    reads: Callable[[RunningSite], oracle.Facts]
+    mends_ms: float
+    spares: bool = True
+
+    def __str__(self) -> str:
+        return self.name
+
+
+def firewall(site: RunningSite) -> oracle.Facts:
+    """What the oracle finds; who dials us now is in a set that fills by itself."""
+    return _kept(oracle.nftables(site), lambda kind, text: kind != "element" or not text.startswith("ike_init"))
+
+
+def routing(site: RunningSite) -> oracle.Facts:
+    """Without charon's own routes, and without the sizes that paths are measured to have."""
+    facts = oracle.routing(site)
+    found: oracle.Facts = type(facts)()
+    for (kind, text), count in facts.items():
+        if kind == "route":
+            route = json.loads(text)
+            if route.get("table") in ("991", 991):
+                continue
+            route.pop("metrics", None)
+            route.pop("mtu", None)
+            route["flags"] = [flag for flag in route.get("flags", []) if flag != "linkdown"]
+            text = json.dumps(route, sort_keys=True)
+        found[kind, text] += count
+    return found
+
+
+def charon(site: RunningSite) -> oracle.Facts:
+    """Without the ids of IKE_SAs, which change with each."""
+    facts = oracle.charon(site)
+    found: oracle.Facts = type(facts)()
+    for (kind, text), count in facts.items():
+        found[kind, text.split()[0] if kind == "ike" else text] += count
+    return found
+
+
+def everything(site: RunningSite) -> oracle.Facts:
+    return firewall(site) + routing(site) + charon(site)
+
+
+def _kept(facts: oracle.Facts, is_kept: Callable[[str, str], bool]) -> oracle.Facts:
+    return type(facts)({fact: count for fact, count in facts.items() if is_kept(*fact)})
+
+
+def _nft(text: str) -> Callable[[Lab, RunningSite, random.Random], None]:
+    return lambda _lab, site, _chance: _ignore(site.run("nft", text))
+
+
+def _ignore(_completed: object) -> None:
+    """A command's output that says nothing."""
+
+
+def _delete_a_rule(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    rules = [entry["rule"] for entry in oracle.table(site) if "rule" in entry]
+    rule = chance.choice(rules)
+    site.run("nft", f"delete rule inet cpe_agent {rule['chain']} handle {rule['handle']}")
+
+
+def _accept_somewhere(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    chain = chance.choice(["forward", "input", "lan_to_tunnel", "tunnel_to_lan"])
+    site.run("nft", f"{chance.choice(['insert', 'add'])} rule inet cpe_agent {chain} accept")
+
+
+def _delete_an_element(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    name = chance.choice(["lans", "uplinks"])
+    (found,) = [e["set"] for e in oracle.table(site) if e.get("set", {}).get("name") == name]
+    element = chance.choice(sorted(found["elem"]))
+    site.run("nft", f'delete element inet cpe_agent {name} {{ "{element}" }}')
+
+
+def _empty_pairs(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
+    pairs = "local_pairs4" if site.topology.role == "branch" else "remote_pairs4"
+    site.run("nft", f"flush set inet cpe_agent {pairs}")
+
+
+def _delete_ip_rules(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    rules = [r for r in _listed(site, "rule") if 100 <= int(str(r["priority"])) < 200]
+    for rule in chance.sample(rules, chance.randint(1, len(rules))):
+        argv = ["ip", "rule", "del", "priority", str(rule["priority"]), "table", str(rule["table"])]
+        if "iif" in rule:
+            argv += ["iif", str(rule["iif"])]
+        if rule["src"] != "all":
+            argv += ["from", str(rule["src"])]
+        site.run(*argv)
+
+
+def _flush_a_table(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    tables = {str(rule["table"]) for rule in _listed(site, "rule") if 100 <= int(str(rule["priority"])) < 200}
+    site.run("ip", "route", "flush", "table", chance.choice(sorted(tables)))
+
+
+def _delete_addresses(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    (lo,) = _listed(site, "addr", "show", "dev", "lo")
+    addresses = [str(a["local"]) for a in lo["addr_info"] if str(a["local"]).startswith("10.255.")]  # type: ignore[attr-defined]
+    site.run("ip", "addr", "del", f"{chance.choice(addresses)}/32", "dev", "lo")
+
+
+def _listed(site: RunningSite, *what: str) -> list[dict[str, object]]:
+    found: list[dict[str, object]] = json.loads(site.run("ip", "-4", "-j", *what).stdout)
+    return found
+
+
+def _forwarding_off(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
+    site.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0")
+
+
+def _kill_charon(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
+    site.charon.kill()
+    site.start_charon()
+
+
+def _kill_agent(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
+    site.agent.kill()
+    site.agent.start()
+
+
+def _kill_agent_and_flush(lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    site.agent.kill()
+    site.run("nft", "delete", "table", "inet", "cpe_agent")
+    _flush_a_table(lab, site, chance)
+    site.agent.start()
+
+
+def _unload(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    with charon_of(site) as session:
+        names = [name.decode() for name in session.get_conns()["conns"]]
+        session.unload_conn({"name": chance.choice(sorted(name for name in names if name.startswith("cpe-")))})
+
+
+def _load_a_stranger(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    anything = {"local_ts": ["0.0.0.0/0"], "remote_ts": ["0.0.0.0/0"]}
+    with charon_of(site) as session:
+        stray = {"local_addrs": ["%any"], "remote_addrs": ["%any"], "children": {"all": anything}}
+        session.load_conn({f"cpe-stray-{chance.randrange(1000)}": stray})
+
+
+def _clear_credentials(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
+    with charon_of(site) as session:
+        session.clear_creds()
+
+
+def _terminate_ike(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    with charon_of(site) as session:
+        found = [section["uniqueid"] for sas in session.list_sas() for section in sas.values()]
+        if found:
+            for _ in session.terminate({"ike-id": chance.choice(sorted(found)), "timeout": "-1", "force": "yes"}):
+                pass
+
+
+def _terminate_child(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    with charon_of(site) as session:
+        found = [
+            child["uniqueid"]
+            for sas in session.list_sas()
+            for section in sas.values()
+            for child in section["child-sas"].values()
+        ]
+        if found:
+            for _ in session.terminate({"child-id": chance.choice(sorted(found)), "timeout": "2000"}):
+                pass
+
+
+def _cut(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    uplink = site.uplink(chance.choice(sorted(site.uplinks)))
+    uplink.cut()
+    time.sleep(_AWAY_S)
+    uplink.restore()
+
+
+def _blackhole(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    uplink = site.uplink(chance.choice(sorted(site.uplinks)))
+    uplink.blackhole()
+    time.sleep(_AWAY_S)
+    uplink.heal()
+
+
+def _readdress(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    """To another address of the same network, and back, as two leases would."""
+    uplink = site.uplink(chance.choice(sorted(site.uplinks)))
+    old = uplink.address
+    uplink.readdress(f"{old.ip + 1}/{old.network.prefixlen}", str(uplink.gateway))
+    time.sleep(_AWAY_S)
+    uplink.readdress(str(old), str(uplink.gateway))
+
+
+def _rename(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    """And back; its default route, which goes with the link, comes again as from a DHCP client."""
+    name = chance.choice(sorted(site.uplinks))
+    default = site.run("ip", "route", "show", "default", "dev", name).stdout.split()
+    for old, new in ((name, "renamed0"), ("renamed0", name)):
+        site.run("ip", "link", "set", old, "down")
+        site.run("ip", "link", "set", old, "name", new)
+        site.run("ip", "link", "set", new, "up")
+        time.sleep(_AWAY_S)
+    site.run("ip", "route", "add", "default", "via", default[2], "dev", name, "metric", default[default.index("metric") + 1])
+
+
+def _bounce_tunnel_device(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
+    site.run("ip", "link", "set", "ipsec0", "down")
+    site.run("ip", "link", "set", "ipsec0", "up")
+
+
+FAULTS = (
+    Fault("flush ruleset", _nft("flush ruleset"), firewall, EVENT_MS, spares=False),
+    Fault("delete table", _nft("delete table inet cpe_agent"), firewall, EVENT_MS),
+    Fault("flush table", _nft("flush table inet cpe_agent"), firewall, EVENT_MS),
+    Fault("delete a rule", _delete_a_rule, firewall, EVENT_MS),
+    Fault("accept somewhere", _accept_somewhere, firewall, EVENT_MS),
+    Fault("delete an element", _delete_an_element, firewall, EVENT_MS),
+    Fault("empty the pairs", _empty_pairs, firewall, EVENT_MS),
+    Fault("add a LAN", _nft('add element inet cpe_agent lans { "eth7" }'), firewall, EVENT_MS),
+    Fault("delete ip rules", _delete_ip_rules, routing, EVENT_MS),
+    Fault("flush a routing table", _flush_a_table, routing, EVENT_MS),
+    Fault("delete an address", _delete_addresses, routing, EVENT_MS),
+    Fault("forwarding off", _forwarding_off, routing, EVENT_MS),
+    Fault("bounce the tunnel device", _bounce_tunnel_device, routing, EVENT_MS),
+    Fault("unload a connection", _unload, charon, EVENT_MS),
+    Fault("load a stray connection", _load_a_stranger, charon, EVENT_MS),
+    Fault("clear credentials", _clear_credentials, charon, EVENT_MS),
+    Fault("kill the agent", _kill_agent, everything, DIAL_MS),
+    Fault("kill the agent and flush", _kill_agent_and_flush, everything, DIAL_MS),
+    Fault("terminate a CHILD_SA", _terminate_child, charon, DIAL_MS),
+    Fault("terminate an IKE_SA", _terminate_ike, charon, DIAL_MS),
+    Fault("kill charon", _kill_charon, everything, DIAL_MS),
+    Fault("cut an uplink", _cut, everything, DIAL_MS),
+    Fault("blackhole an uplink", _blackhole, everything, DIAL_MS),
+    Fault("re-address an uplink", _readdress, everything, DIAL_MS),
+    Fault("rename an uplink", _rename, everything, DIAL_MS),
+)
+
+
+def is_well(lab: Lab) -> bool:
+    """By the agents' own word: all paths are up, all bundles carried, all targets in sync."""
+    return all(watch.all_up(watch.status(lab, name)) for name in lab.sites)
