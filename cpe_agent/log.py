@@ -37,7 +37,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "path_measured": "The largest packet that a path carries was found, or has changed.",
         "bundle_moved": "A bundle's traffic goes over another path.",
         "link_changed": "An interface, its addresses, its carrier or its gateway changed.",
-        "hub_drained": "An operator has drained this hub (its ready addresses do not answer any more), or undrained it.",
+        "hub_drained": "An operator has drained this hub (its ready addresses answer no more), or undrained it.",
         "readiness_changed": "This hub became willing to serve, or is no longer.",
         "store_failed": "A file of the state directory could not be read or written.",
         "task_retried": "Something failed in the outside world and will be tried again after a pause.",

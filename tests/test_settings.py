@@ -39,7 +39,7 @@ def test_the_example_shows_the_defaults() -> None:
         ca=Path("/etc/cpe-agent/ca.pem"),
         certificate=Path("/var/lib/cpe-agent/identity.pem"),
         key=Path("/var/lib/cpe-agent/identity.key"),
-        vici_socket=Path("/run/cpe-agent/charon.vici"),
+        vici_socket=Path("/run/cpe-charon/vici"),
         backend="auto",
         metrics=HostPort("127.0.0.1", 9273),
         log="json",

@@ -22,7 +22,7 @@ _AXES = ("source", "destination", "protocol", "port")
 _KEPT = 1 << 15
 
 
-class Box(msgspec.Struct, frozen=True, order=True):
+class Box(msgspec.Struct, frozen=True, order=True, gc=False):
     """Closed integer ranges: source and destination addresses of `version`, protocol, port; `tag` says whose it is."""
 
     version: int

@@ -18,13 +18,13 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from cpe_agent.model.dataplane import PROBE_CHILD, Path, stem_of
+from cpe_agent.model.dataplane import PROBE_CHILD, stem_of
 from cpe_agent.model.observed import Charon, IkeSa
 
 # charon gives an exchange up after about 10 s, and a replacement is a few of them, one after the other.
 OVERLAP_S = 30.0
-# A branch replaces its IKE_SAs at most once a minute (the document's `max_age_s`, less a tenth by chance); two boxes, of
-# which the unluckier waits at most half a minute before it dials again, meet more often.
+# A branch replaces an IKE_SA at most once a minute (the document's `max_age_s`, less a tenth by chance). Two boxes meet
+# more often: the unluckier one waits at most half a minute before it dials again.
 MEET_AGAIN_S = 45.0
 # The slowest pace of probes that a document can ask for is one in 600 s.
 HEARD_S = 660.0
@@ -88,10 +88,11 @@ def by_path(ike_sas: Iterable[IkeSa]) -> dict[PathKey, list[IkeSa]]:
     for sa in ike_sas:
         if sa.initiator or not sa.established or sa.state == "REKEYED":
             continue
-        probe = next((child for child in sa.children if child.name == PROBE_CHILD and child.installed), None)
-        stem = stem_of(sa.connection)
-        if probe is not None and Path.parse(stem) is None:
-            found.setdefault(PathKey(stem, probe.remote_ts, probe.local_ts), []).append(sa)
+        for child in sa.children:
+            if child.name == PROBE_CHILD and child.installed:
+                key = PathKey(stem_of(sa.connection), child.remote_ts, child.local_ts)
+                found.setdefault(key, []).append(sa)
+                break
     return found
 
 

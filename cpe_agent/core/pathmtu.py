@@ -77,8 +77,9 @@ def targets(document: Document) -> tuple[Target, ...]:
         if peer.dial:
             for uplink in document.uplinks.values():
                 found |= {Target(name, uplink.path_address, endpoint.probe_address) for endpoint in peer.endpoints}
-        elif document.endpoints:
-            found |= {Target(name, document.endpoints[0].probe_address, address) for address in peer.path_addresses}
+        else:
+            for endpoint in document.endpoints:
+                found |= {Target(name, endpoint.probe_address, address) for address in peer.path_addresses}
     return tuple(sorted(found))
 
 

@@ -26,7 +26,6 @@ def diff(wanted: Routes, observed: Routes) -> tuple[RouteOp, ...]:
     ops: list[RouteOp] = []
     ops += [SetForwarding(family, False) for family in sorted(observed.forwarding - wanted.forwarding)]
     ops += [AddDevice(name) for name in sorted(wanted.devices - observed.devices)]
-    ops += [AddAddress(address) for address in sorted(wanted.addresses - observed.addresses)]
     # An unreachable route must be there before a rule leads into its table, or the packet falls through to main.
     new_routes = sorted(wanted.routes - observed.routes, key=lambda route: (route.device != "", route))
     locks = [route for route in new_routes if not route.device]
@@ -36,6 +35,8 @@ def diff(wanted: Routes, observed: Routes) -> tuple[RouteOp, ...]:
     ops += [AddRule(rule) for rule in new_rules if rule.priority < PRIORITY_UPLINK_FROM]
     ops += [AddRoute(route) for route in ways]
     ops += [AddRule(rule) for rule in new_rules if rule.priority >= PRIORITY_UPLINK_FROM]
+    # With an address comes the first packet from it: only now does every way lead where it should.
+    ops += [AddAddress(address) for address in sorted(wanted.addresses - observed.addresses)]
     ops += [DeleteRule(rule) for rule in sorted(observed.rules - wanted.rules)]
     ops += [
         DeleteRoute(route)

@@ -66,10 +66,8 @@ def pair_sets(pairs: tuple[Pair, ...], before: PairSets | None = None) -> PairSe
     gone, new = _changes(before.pairs, pairs)
     if not gone and not new:
         return before if before.pairs is pairs else PairSets(pairs, before.by_side)
-    by_side = {}
-    for (side, version), found in before.by_side.items():
-        old_boxes, new_boxes = set(_boxes(gone, side, version)), set(_boxes(new, side, version))
-        by_side[side, version] = _pair_set(found, old_boxes - new_boxes, new_boxes - old_boxes)
+    old, now = _boxes(gone), _boxes(new)
+    by_side = {key: _pair_set(found, old[key] - now[key], now[key] - old[key]) for key, found in before.by_side.items()}
     return PairSets(pairs, by_side)
 
 
@@ -101,22 +99,20 @@ def _flat(version: int, nets: Nets) -> Box:
     return Box(version, *nets, (0, 0), (0, 0))
 
 
-def _boxes(pairs: Iterable[Pair], side: str, version: int) -> list[Box]:
-    """Boxes of flows that `side` may start: from its subnet to the other's, on the responder's ports."""
-    boxes: list[Box] = []
+def _boxes(pairs: Iterable[Pair]) -> dict[tuple[str, int], set[Box]]:
+    """Boxes of flows that each side may start: from its subnet to the other's, on the responder's ports."""
+    found: dict[tuple[str, int], set[Box]] = {key: set() for key in _nothing()}
     for pair in pairs:
-        if pair.initiator not in (side, "either"):
-            continue
-        starter, responder = (pair.local, pair.remote) if side == "local" else (pair.remote, pair.local)
-        found, source = network_range(starter)
-        _, destination = network_range(responder)
-        if found != version:
-            continue
+        version, here = network_range(pair.local)
+        _, there = network_range(pair.remote)
         number = None if pair.protocol is None else protocol_number("protocol", pair.protocol)
         protocol = (0, 255) if number is None else (number, number)
         for ports in [port_range("ports", text) for text in pair.ports] or [(0, 65535)]:
-            boxes.append(Box(version, source, destination, protocol, ports, pair.id))
-    return boxes
+            if pair.initiator != "remote":
+                found["local", version].add(Box(version, here, there, protocol, ports, pair.id))
+            if pair.initiator != "local":
+                found["remote", version].add(Box(version, there, here, protocol, ports, pair.id))
+    return found
 
 
 def _advanced(before: Cut, gone: set[Box], new: set[Box], text: Callable[[Box], str]) -> Cut:
@@ -147,16 +143,16 @@ def _anew(at: Mapping[Nets, tuple[Box, ...]], text: Callable[[Box], str]) -> Cut
 
 
 def _placed(before: Mapping[Nets, tuple[Box, ...]], gone: set[Box], new: set[Box]) -> dict[Nets, tuple[Box, ...]]:
-    changes: dict[Nets, list[Box]] = {}
-    for box in gone | new:
-        changes.setdefault((box.source, box.destination), []).append(box)
     at = dict(before)
-    for nets, boxes in changes.items():
-        kept = tuple(box for box in at.pop(nets, ()) if box not in gone)
-        found = (*kept, *(box for box in boxes if box in new))
-        if found:
-            at[nets] = found
-    return at
+    for box in gone:
+        nets = (box.source, box.destination)
+        left = tuple(other for other in at.pop(nets) if other != box)
+        if left:
+            at[nets] = left
+    come: dict[Nets, list[Box]] = {}
+    for box in new:
+        come.setdefault((box.source, box.destination), []).append(box)
+    return at | {nets: (*at.get(nets, ()), *boxes) for nets, boxes in come.items()}
 
 
 def _touching(at: Mapping[Nets, tuple[Box, ...]], box: Box) -> list[Box]:

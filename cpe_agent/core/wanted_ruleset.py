@@ -11,6 +11,7 @@ from collections.abc import Iterable
 
 from cpe_agent.core.addresses import host, network
 from cpe_agent.core.wanted_chains import chains
+from cpe_agent.core.wanted_nat import nat_chains
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.core.wanted_routes import lan_interface, own_addresses, remote_subnets
 from cpe_agent.model.dataplane import Backend, NftSet, Ruleset
@@ -42,7 +43,8 @@ def ruleset(document: Document | None, backend: Backend, pairs: PairSets | None 
                 NftSet(f"{name}{version}", kind, f"dynamic,timeout; size {INIT_SOURCES}; timeout {timeout}")
                 for name, kind, timeout in _init_sets(ADDRESS[version])
             ]
-    return Ruleset(tuple(sorted(sets)), tuple(sorted(chains(backend, hub))))
+    nat = nat_chains(document is not None and document.hub_nat, backend)
+    return Ruleset(tuple(sorted(sets)), tuple(sorted([*chains(backend, hub), *nat])))
 
 
 def with_pairs(table: Ruleset, pairs: PairSets) -> Ruleset:

@@ -23,6 +23,8 @@ from cpe_agent.ports import EdgeError
 
 PREFIX = "cpe_agent_"
 PAGE = b"/metrics"
+# The firewall's reasons that begin so are limits on IKE_SA_INIT.
+IKE_INIT = "ike_init_"
 # Every Prometheus reads this version; the library's own constant moves on with the library.
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -92,6 +94,9 @@ def _metrics(status: Status) -> Iterator[Metric]:
     yield from _paths(status)
     yield from _bundles(status)
     yield _counter("dropped_packets", "Packets dropped, by reason.", "reason", status.dropped_packets)
+    limits = {reason: count for reason, count in status.dropped_packets.items() if reason.startswith(IKE_INIT)}
+    init = {reason.removeprefix(IKE_INIT): count for reason, count in limits.items()}
+    yield _counter("ike_init_dropped_packets", "IKE_SA_INIT dropped, by the limit that was reached.", "limit", init)
     if status.role == "branch":
         yield _counter("pair_bytes", "Bytes that a pair carried, both ways.", "pair", status.pair_bytes)
         yield _counter("pair_packets", "Packets that a pair carried, both ways.", "pair", status.pair_packets)
@@ -136,6 +141,7 @@ def _paths(status: Status) -> Iterator[Metric]:
     rtt = _gauge("path_rtt_seconds", "Round-trip time of the path's probes.", *labels)
     jitter = _gauge("path_jitter_seconds", "Variation of that round-trip time.", *labels)
     loss = _gauge("path_loss_ratio", "Share of the path's probes that go unanswered, 0 to 1.", *labels)
+    mtu = _gauge("path_mtu_bytes", "The largest packet that was found to pass inside the path.", *labels)
     ready: dict[str, bool] = {}
     ike_sas: Counter[str] = Counter()
     for path in status.paths:
@@ -146,13 +152,15 @@ def _paths(status: Status) -> Iterator[Metric]:
             rtt.add_metric(values, path.rtt_ms / 1000)
         if path.jitter_ms is not None:
             jitter.add_metric(values, path.jitter_ms / 1000)
+        if path.mtu is not None:
+            mtu.add_metric(values, path.mtu)
         if path.state in ("up", "down"):
             up.add_metric(values, path.state == "up")
             loss.add_metric(values, path.loss_percent / 100)
             ready[path.peer] = ready.get(path.peer, False) or path.ready
     for branch in status.peers:
         ike_sas["established"] += branch.ike_sas
-    yield from (up, rtt, jitter, loss)
+    yield from (up, rtt, jitter, loss, mtu)
 
     peer_ready = _gauge("peer_ready", "Whether the peer says, on any path, that it will serve.", "peer")
     for peer, is_ready in sorted(ready.items()):

@@ -1,4 +1,8 @@
-"""How large a packet does each path carry? Runs core.pathmtu's search over the paths that are up, one after another."""
+"""How large a packet does each path carry? Runs core.pathmtu's search over every path that is up, a few at a time.
+
+A path is measured when its probe child is another than last time (it has just come up, or was rekeyed), and every
+`AGAIN_S`. One that does not answer holds up no other. What was measured stays until it is measured anew.
+"""
 
 from __future__ import annotations
 
@@ -21,8 +25,13 @@ log = get_logger()
 AGAIN_S = 900.0
 # After a search in which nothing came back.
 RETRY_S = 30.0
-PATIENCE_S = 1.0
-AT_ONCE = 8
+# After each try; an answer to an earlier one of the same size still counts, so that half a second and three tries make
+# one and a half for a slow modem, and a size that is silently dropped costs no more than that.
+PATIENCE_S = 0.5
+# Answers that come together make one pass over the routes.
+GATHER_S = 0.1
+# Of a hub with thousands: their echoes of 1,400 bytes are not to be a burst.
+AT_ONCE = 16
 
 
 class PathMtus:
@@ -31,68 +40,81 @@ class PathMtus:
     def __init__(self, cells: Cells, port: ProbePort) -> None:
         self._cells = cells
         self._port = port
+        self._bell = Bell()
+        self._limit = trio.CapacityLimiter(AT_ONCE)
         self._sequence = 0
+        # Who waits for an answer, by (source, address, sequence).
         self._waiting: dict[tuple[str, str, int], trio.Event] = {}
-        # Which probe child each target was last measured in, and when it is due again.
-        self._due: dict[Target, tuple[int, float]] = {}
+        # Which probe child each target was last measured in, and when it is due again (not while that goes on).
+        self._known: dict[Target, tuple[int, float]] = {}
+        self._sizes: dict[Target, int] = {}
 
     async def run(self) -> None:
         """For ever."""
-        bell = Bell()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
-            nursery.start_soon(ring_on_change, bell, "paths", (self._cells.plan, self._cells.charon))
+            nursery.start_soon(ring_on_change, self._bell, "paths", (self._cells.plan, self._cells.charon))
             while True:
-                await bell.wait(min((due for _, due in self._due.values()), default=math.inf))
-                await self._measure_what_is_due()
+                self._start_what_is_due(nursery)
+                await self._bell.wait(min((due for _, due in self._known.values()), default=math.inf))
+                await trio.sleep(GATHER_S)
 
-    async def _measure_what_is_due(self) -> None:
+    def _start_what_is_due(self, nursery: trio.Nursery) -> None:
         plan, charon = self._cells.plan.value, self._cells.charon.value
         if plan is None or charon is None:
             return
-        wanted = pathmtu.targets(plan.document)
+        wanted = frozenset(pathmtu.targets(plan.document))
         children = probe_children(charon)
         now = trio.current_time()
-        due: dict[Target, int] = {}
+        self._known = {target: known for target, known in self._known.items() if target in wanted}
         for target in wanted:
             child = children.get((target.source, target.address))
-            known_child, due_at = self._due.get(target, (0, now))
-            if child is not None and (child != known_child or due_at <= now):
-                due[target] = child
-        self._due = {target: known for target, known in self._due.items() if target in wanted and target not in due}
-        measured = {t: size for t, size in self._cells.path_mtus.value.items() if t in wanted}
-        self._cells.path_mtus.set(measured)
-        limit = trio.CapacityLimiter(AT_ONCE)
-        async with trio.open_nursery() as nursery:
-            for target, child in due.items():
-                nursery.start_soon(self._measure, target, child, limit)
+            known_child, due_at = self._known.get(target, (0, now))
+            if child is None:
+                # It will be another child when the path is back.
+                self._known.pop(target, None)
+            elif child != known_child or due_at <= now:
+                self._known[target] = (child, math.inf)
+                nursery.start_soon(self._measure, target, child)
+        self._sizes = {target: size for target, size in self._sizes.items() if target in wanted}
+        self._cells.path_mtus.set(dict(self._sizes))
 
-    async def _measure(self, target: Target, child: int, limit: trio.CapacityLimiter) -> None:
-        async with limit:
+    async def _measure(self, target: Target, child: int) -> None:
+        async with self._limit:
             search = Search()
-            while (size := pathmtu.next_size(search)) is not None:
-                came = await self._try(target, size)
-                search = pathmtu.answered(search) if came else pathmtu.missed(search, refused=came is None)
-        size = pathmtu.result(search)
-        self._due[target] = (child, trio.current_time() + (RETRY_S if size is None else AGAIN_S))
-        if size is not None and self._cells.path_mtus.value.get(target) != size:
-            log.info("path_measured", peer=target.peer, local_address=target.source, address=target.address, mtu=size)
-            self._cells.path_mtus.set({**self._cells.path_mtus.value, target: size})
+            while (size := pathmtu.next_size(search)) is not None and self._is_current(target, child):
+                search = await self._try(target, size, search)
+        if not self._is_current(target, child):
+            return
+        found = pathmtu.result(search)
+        self._known[target] = (child, trio.current_time() + (RETRY_S if found is None else AGAIN_S))
+        if found is not None and self._sizes.get(target) != found:
+            log.info("path_measured", peer=target.peer, local_address=target.source, address=target.address, mtu=found)
+            self._sizes[target] = found
+        self._bell.ring("measured")
 
-    async def _try(self, target: Target, size: int) -> bool | None:
-        """Did a packet of `size` come back? None: our own kernel would not send it."""
-        self._sequence += 1
-        key = (target.source, target.address, self._sequence)
-        self._waiting[key] = trio.Event()
+    def _is_current(self, target: Target, child: int) -> bool:
+        """Another child of the path has a search of its own, and a path that has gone needs none."""
+        return self._known.get(target, (0, 0.0))[0] == child
+
+    async def _try(self, target: Target, size: int, search: Search) -> Search:
+        """The search after this size was tried, as often as it takes."""
+        came = trio.Event()
+        asked: list[tuple[str, str, int]] = []
         try:
-            if not self._port.send(target.source, target.address, self._sequence, size):
-                return None
-            with trio.move_on_after(PATIENCE_S):
-                await self._waiting[key].wait()
-                return True
-            return False
+            while pathmtu.next_size(search) == size:
+                self._sequence += 1
+                asked.append((target.source, target.address, self._sequence))
+                self._waiting[asked[-1]] = came
+                if not self._port.send(target.source, target.address, self._sequence, size):
+                    return pathmtu.missed(search, refused=True)
+                with trio.move_on_after(PATIENCE_S):
+                    await came.wait()
+                search = pathmtu.answered(search) if came.is_set() else pathmtu.missed(search)
+            return search
         finally:
-            del self._waiting[key]
+            for key in asked:
+                del self._waiting[key]
 
     async def _receive(self) -> None:
         while True:

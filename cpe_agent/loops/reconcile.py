@@ -106,7 +106,8 @@ class Reconciler:
         self._attempts: tunnels.Attempts = {}
         self._tunnels_wake_at = math.inf
         self._doubled = doubled.Doubled()
-        self._carried: frozenset[Route] = frozenset()
+        # What charon carries for its diallers, as routes; None until it was asked.
+        self._carried: frozenset[Route] | None = None
         # The plan whose rules and routes were seen to: tunnels follow this one, never one that nothing locks yet.
         self._locked_plan: Plan | None = None
         # Whether our table was last seen closed; a router that cannot lock its door does not forward.
@@ -203,14 +204,13 @@ class Reconciler:
 
     async def _pass_routes(self, plan: Plan) -> None:
         wanted = plan.dataplane.routes
-        charon = self._cells.charon.value
         if not self._closed:
             wanted = msgspec.structs.replace(wanted, forwarding=frozenset())
         try:
             observed = await self._routes.read()
             mtus = self._cells.path_mtus.value
             wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
-            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | self._return_routes(plan, observed, charon))
+            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | self._return_routes(observed))
             ops = routes.diff(wanted, observed)
             if ops:
                 await self._routes.apply(ops)
@@ -223,12 +223,13 @@ class Reconciler:
         self._settled[ROUTES] = wanted
         self._routes_target.succeeded(drifted)
 
-    def _return_routes(self, plan: Plan, observed: Routes, charon: Charon | None) -> frozenset[Route]:
-        links = self._cells.links.value
-        if charon is None or links is None:
+    def _return_routes(self, observed: Routes) -> frozenset[Route]:
+        if self._carried is None:
             # Who has just started does not know yet what it carries: what is announced stays.
             return frozenset(route for route in observed.routes if route.table == MAIN)
-        return return_routes(plan.document, charon, links, self._backend)
+        # As charon last told it. While it is away there may be no device to lead them into.
+        links = self._cells.links.value or Links()
+        return frozenset(route for route in self._carried if route.device in links.by_name)
 
     def _look_at_branches(self, plan: Plan, charon: Charon) -> frozenset[int]:
         """Take note of what our diallers have here; returns the IKE_SAs that they have left over."""

@@ -13,7 +13,9 @@ import sys
 import time
 from collections.abc import Sequence
 
+from cpe_agent.model.dataplane import Backend
 from cpe_agent.ports import EdgeError
+from tests.bench.alone import in_namespace
 from tests.bench.bench import Bench, Measure
 from tests.bench.figure import Figure, keep, summarise
 from tests.bench.leakage import forbidden_packets
@@ -53,6 +55,56 @@ MEASURES = (
         runs=5,
         take=agent_restart,
     ),
+    Measure(
+        "pairs_10k_first_apply_ms",
+        "ms",
+        "from a hub's first document, decoded, to 10,000 pairs in the kernel",
+        limit=500,
+        runs=5,
+        take=in_namespace("tests.bench.pairs:first_apply"),
+        worst=False,
+        needs_lab=False,
+    ),
+    Measure(
+        "pair_added_10k_ms",
+        "ms",
+        "from the decoded document to one pair more among 10,000 in the kernel",
+        limit=20,
+        runs=10,
+        take=in_namespace("tests.bench.pairs:pair_added"),
+        worst=False,
+        needs_lab=False,
+    ),
+    Measure(
+        "pair_removed_10k_ms",
+        "ms",
+        "from the decoded document to one pair less among 10,000 in the kernel",
+        limit=50,
+        runs=10,
+        take=in_namespace("tests.bench.pairs:pair_removed"),
+        worst=False,
+        needs_lab=False,
+    ),
+    Measure(
+        "pair_edit_lost_packets",
+        "packets",
+        "lost of listed flows, 1,000 packets/s each way, while other pairs change and sets are swapped",
+        limit=0,
+        runs=3,
+        take=in_namespace("tests.bench.pairs:edit_lost"),
+        worst=True,
+        needs_lab=False,
+    ),
+    Measure(
+        "foreign_flush_repair_ms",
+        "ms",
+        "from somebody's `nft flush ruleset` to 10,000 pairs listed again as wanted",
+        limit=1000,
+        runs=10,
+        take=in_namespace("tests.bench.pairs:foreign_flush"),
+        worst=True,
+        needs_lab=False,
+    ),
 )
 
 
@@ -89,12 +141,7 @@ def _measure(measure: Measure, runs: int, seed: int) -> bool:
     print(f"\n{measure.name}: {measure.about}", flush=True)
     began = time.monotonic()
     try:
-        with Lab(name="bench", say=_say_trouble) as lab:
-            provision(lab)
-            lab.start()
-            watch.wait_all_up(lab, UP_S)
-            backend = watch.status(lab, "hospital-1").backend
-            samples = measure.take(Bench(lab, runs, random.Random(seed), _say))
+        backend, samples = _take(measure, runs, random.Random(seed))
     except (LabError, EdgeError) as error:
         print(f"  NOT MEASURED: {error}", flush=True)
         return False
@@ -102,6 +149,18 @@ def _measure(measure: Measure, runs: int, seed: int) -> bool:
     keep(FILE, [figure])
     print(f"  {_told(figure, measure)}, {time.monotonic() - began:.0f} s", flush=True)
     return figure.value <= measure.limit
+
+
+def _take(measure: Measure, runs: int, chance: random.Random) -> tuple[str, list[float]]:
+    """(backend, samples)."""
+    lab = Lab(name="bench", say=_say_trouble)
+    if not measure.needs_lab:
+        return Backend.USERLAND.value, measure.take(Bench(lab, runs, chance, _say))
+    with lab:
+        provision(lab)
+        lab.start()
+        watch.wait_all_up(lab, UP_S)
+        return watch.status(lab, "hospital-1").backend, measure.take(Bench(lab, runs, chance, _say))
 
 
 def _told(figure: Figure, measure: Measure) -> str:

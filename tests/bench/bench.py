@@ -33,3 +33,5 @@ class Measure:
     runs: int
     take: Callable[[Bench], list[float]]
     worst: bool = True
+    # Without one, `Bench.lab` is there but not up.
+    needs_lab: bool = True

@@ -33,6 +33,7 @@ class Host:
 
     def __init__(self, address: str, gateway: str, interface: str) -> None:
         self.address = address
+        self._interface = interface
         self._namespace = _in_thread(_new_namespace)
         mine = f"/proc/{os.getpid()}/fd/{self._namespace}"
         for command in (
@@ -44,6 +45,10 @@ class Host:
             f"nsenter --net={mine} ip route add default via {gateway}",
         ):
             subprocess.run(command.split(), check=True)
+
+    def close(self) -> None:
+        subprocess.run(["ip", "link", "delete", self._interface], check=True)
+        os.close(self._namespace)
 
     def bound(self, port: int) -> socket:
         """A UDP socket of this host's."""
@@ -63,9 +68,14 @@ class Crossing:
     """Two flows through this namespace, begun one on each side."""
 
     def __init__(self, inside: str, inside_gateway: str, outside: str, outside_gateway: str, rate: int) -> None:
-        inner, outer = Host(inside, inside_gateway, "lan0"), Host(outside, outside_gateway, "ipsec0")
+        self._hosts = inner, outer = Host(inside, inside_gateway, "lan0"), Host(outside, outside_gateway, "ipsec0")
         Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
         self._flows = (Flow(inner, outer, OUT_PORT, rate), Flow(outer, inner, IN_PORT, rate))
+
+    def close(self) -> None:
+        """Take the hosts away."""
+        for host in self._hosts:
+            host.close()
 
     @property
     def lost(self) -> int:

@@ -168,7 +168,9 @@ def test_no_two_bundles_claim_the_same_packet(some: list[Any], ports: list[int])
             if name != rival:
                 assert one != other
                 sides = [(one[i], one[i + 1], other[i], other[i + 1]) for i in range(0, 10, 2)]
-                assert all((a <= c and d <= b) or (c <= a and b <= d) for a, b, c, d in sides)
+                # charon ranks by prefix length before it looks at ports: with other subnets the ports may cross.
+                ranked = any((a, b) != (c, d) for a, b, c, d in sides[:2])
+                assert ranked or all((a <= c and d <= b) or (c <= a and b <= d) for a, b, c, d in sides)
 
 
 @pytest.mark.parametrize(

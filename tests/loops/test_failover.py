@@ -34,6 +34,7 @@ async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
             world.story.since(0, "rules", "tunnels"),
             [
                 "rules replace table",
+                "rules add protected4 *, add uplinks lte wired",
                 "tunnels load credentials",
                 "tunnels load lte.centre.wan",
                 "tunnels load lte.cloud.wan",
@@ -43,7 +44,7 @@ async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
                 "tunnels initiate lte.cloud.wan probe",
                 "tunnels initiate wired.centre.wan probe",
                 "tunnels initiate wired.cloud.wan probe",
-                "rules add * local_pairs4 *",
+                "rules add answering4 * local_pairs4 *",
                 "tunnels initiate wired.centre.wan traffic-centre",
                 "tunnels initiate wired.cloud.wan traffic-cloud",
                 "tunnels initiate wired.centre.wan traffic-centre+cloud",

@@ -7,12 +7,17 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cpe_agent.core.uplinks import resolve
+from cpe_agent.core.wanted_tunnels import connections
 from cpe_agent.model.condition import DrainAnswer
-from cpe_agent.model.dataplane import MAIN
+from cpe_agent.model.dataplane import MAIN, METRIC_RETURN, Backend
 from cpe_agent.model.document import Document, Lan
-from cpe_agent.model.observed import Link, LinkAddress
+from cpe_agent.model.observed import Link, LinkAddress, Links
+from cpe_agent.model.ops import Initiate, LoadConnection, LoadCredentials, TerminateIke
 from cpe_agent.ports import EdgeError
-from tests.loops.documents import branch, hub
+from tests.fakes.charon import FakeCharon
+from tests.loops.documents import IDENTITY, branch, hub
+from tests.loops.world import LINKS as BRANCH_LINKS
 from tests.loops.world import Agent, World
 
 LINKS = (
@@ -173,9 +178,92 @@ async def test_a_lan_more_does_not_interrupt_service(autojump_clock: MockClock) 
         assert not await _ready(world)
 
 
-async def test_what_is_announced_stays_until_charon_has_been_asked(autojump_clock: MockClock) -> None:
-    """charon is away while the agent restarts: what it carries is unknown, not nothing."""
+async def _dial(world: World) -> FakeCharon:
+    """The hospital's charon, with a probe and its traffic for the centre up."""
+    hospital = FakeCharon(world.charon)
+    links = Links({link.name: link for link in BRANCH_LINKS})
+    uplinks, _ = resolve(branch(), links)
+    (wired,) = (c for c in connections(branch(), uplinks, IDENTITY, Backend.USERLAND) if c.stem == "wired.centre.wan")
+    await hospital.apply(LoadCredentials())
+    await hospital.apply(LoadConnection(wired))
+    for child in ("probe", "traffic-centre"):
+        await hospital.apply(Initiate(wired.name, child))
+    return hospital
+
+
+async def _announced(world: World) -> set[tuple[str, str, int]]:
+    routes = (await world.routes.read()).routes
+    return {(route.destination, route.device, route.metric) for route in routes if route.table == MAIN}
+
+
+CARRIED = {(subnet, "ipsec0", METRIC_RETURN) for subnet in ("10.101.0.0/24", "10.255.101.1/32")}
+
+
+async def test_return_routes_come_and_go_with_the_branch(autojump_clock: MockClock) -> None:
     world = _world()
     async with world.agent():
         await trio.sleep(10)
-        assert not [route for route in (await world.routes.read()).routes if route.table == MAIN]
+        assert await _announced(world) == set()
+        rules = len(world.story.since(0, "rules"))
+        await _dial(world)
+        await trio.sleep(0.05)
+        assert await _announced(world) == CARRIED
+        world.charon.drop(world.charon.ike_sas()[0].unique_id)
+        await trio.sleep(0.05)
+        assert await _announced(world) == set()
+        # An event of a branch recompiles nothing.
+        assert len(world.story.since(0, "rules")) == rules
+
+
+async def test_what_is_announced_stays_until_charon_has_been_asked(autojump_clock: MockClock) -> None:
+    """charon does not answer while the agent restarts: what it carries is unknown, not nothing."""
+    world = _world()
+    async with world.agent():
+        await trio.sleep(10)
+        await _dial(world)
+        await trio.sleep(1)
+    world.charon.hung = True
+    since = trio.current_time()
+    async with world.agent():
+        await trio.sleep(60)
+        assert await _announced(world) == CARRIED
+        world.charon.hung = False
+        await trio.sleep(60)
+        assert await _announced(world) == CARRIED
+    assert not [line for line in world.story.since(since, "routes") if "10.101.0.0/24" in line.text]
+
+
+async def test_a_leftover_is_ended_and_the_newest_is_not(autojump_clock: MockClock) -> None:
+    world = _world()
+    async with world.agent():
+        await trio.sleep(10)
+        await _dial(world)
+        await _dial(world)  # the hospital lost power, and the hub was not told
+        old, new = world.charon.ike_sas()
+        probe = next(child for child in new.children if child.name == "probe")
+        for second in range(120):
+            world.charon.count_bytes(probe.unique_id, 84 * second, 84 * second)
+            await trio.sleep(1)
+        assert [sa.unique_id for sa in world.charon.ike_sas()] == [new.unique_id]
+        assert [op for op in world.charon.applied if isinstance(op, TerminateIke)] == [
+            TerminateIke(old.unique_id, False)
+        ]
+        assert await _announced(world) == CARRIED
+
+
+async def test_a_cloned_key_is_reported_and_neither_box_is_ended(autojump_clock: MockClock) -> None:
+    world = _world()
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        await _dial(world)
+        await _dial(world)
+        probes = [child for sa in world.charon.ike_sas() for child in sa.children if child.name == "probe"]
+        for second in range(120):
+            for probe in probes:
+                world.charon.count_bytes(probe.unique_id, 84 * second, 84 * second)
+            await trio.sleep(1)
+        assert await _conditions(agent) == {"IdentityDuplicated hospital-1"}
+        assert len(world.charon.ike_sas()) == 2
+        world.charon.drop(world.charon.ike_sas()[0].unique_id)
+        await trio.sleep(90)
+        assert await _conditions(agent) == set()

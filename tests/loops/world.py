@@ -237,8 +237,8 @@ class Internet(FakeProber):
         self._world = world
         self.addresses = set(PATH_ADDRESSES)
 
-    def send(self, source: str, target: str, sequence: int) -> bool:
+    def send(self, source: str, target: str, sequence: int, size: int = 0) -> bool:
         self.rtt_s.pop((source, target), None)
         if self._world.answers(source, target):
             self.rtt_s[source, target] = RTT_S[PATH_ADDRESSES[source]]
-        return super().send(source, target, sequence)
+        return super().send(source, target, sequence, size)

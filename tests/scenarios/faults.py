@@ -12,15 +12,17 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from tests.lab import watch
 from tests.lab.lab import Lab
 from tests.lab.site import RunningSite
 from tests.scenarios import oracle
-from tests.scenarios.mutations import charon_of
+from tests.scenarios.charon_mutations import charon_of
 
 EVENT_MS = 1000.0  # noticed by an event, mended at once
 DIAL_MS = 45_000.0  # an IKE_SA has to be dialled again, perhaps after a wait
 _AWAY_S = 0.7  # long enough for probes to notice
+
+
+Reader = Callable[[RunningSite], oracle.Facts]
 
 
 @dataclass(frozen=True)
@@ -29,9 +31,10 @@ class Fault:
 
     name: str
     do: Callable[[Lab, RunningSite, random.Random], None]
-    reads: Callable[[RunningSite], oracle.Facts]
+    reads: Reader
     mends_ms: float
     spares: bool = True
+    weight: float = 1.0
 
     def __str__(self) -> str:
         return self.name
@@ -226,7 +229,8 @@ def _rename(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
         site.run("ip", "link", "set", old, "name", new)
         site.run("ip", "link", "set", new, "up")
         time.sleep(_AWAY_S)
-    site.run("ip", "route", "add", "default", "via", default[2], "dev", name, "metric", default[default.index("metric") + 1])
+    metric = default[default.index("metric") + 1]
+    site.run("ip", "route", "add", "default", "via", default[2], "dev", name, "metric", metric)
 
 
 def _bounce_tunnel_device(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
@@ -262,7 +266,4 @@ FAULTS = (
     Fault("rename an uplink", _rename, everything, DIAL_MS),
 )
 
-
-def is_well(lab: Lab) -> bool:
-    """By the agents' own word: all paths are up, all bundles carried, all targets in sync."""
-    return all(watch.all_up(watch.status(lab, name)) for name in lab.sites)
+READERS: tuple[Reader, ...] = (firewall, routing, charon, everything)

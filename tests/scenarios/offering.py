@@ -80,13 +80,7 @@ def offered(lab: Lab) -> Iterator[None]:
             argv = ["--to", stream.to, "--port", str(stream.port), *common]
             processes.append(_start(lab, stream.sender, str(stream.port), Path(traffic.__file__), argv))
         for stream in FROM_OUTSIDE:
-            via = next(
-                str(uplink.address.ip)
-                for site in lab.sites.values()
-                for uplink in site.uplinks.values()
-                if uplink.router == stream.sender
-            )
-            lab.run(stream.sender, "ip", "route", "add", f"{stream.to}/32", "via", via, "dev", TO_CPE, "onlink")
+            lead_in(lab, stream)
             routes.append((stream.sender, f"{stream.to}/32"))
             argv = ["--source", stream.source, "--to", stream.to, "--protocol", "udp", "--port", str(stream.port)]
             argv += ["--count", str(RATE * SECONDS), "--interval-ms", str(1000 / RATE), "--dscp", str(_UNUSED_DSCP)]
@@ -99,6 +93,13 @@ def offered(lab: Lab) -> Iterator[None]:
             process.close()
         for namespace, destination in routes:
             lab.run(namespace, "ip", "route", "del", destination, check=False)
+
+
+def lead_in(lab: Lab, stream: Stream) -> None:
+    """Lead a stream from outside over the provider's wire to the site; its route goes with the link."""
+    uplinks = [uplink for site in lab.sites.values() for uplink in site.uplinks.values()]
+    via = next(str(uplink.address.ip) for uplink in uplinks if uplink.router == stream.sender)
+    lab.run(stream.sender, "ip", "route", "replace", f"{stream.to}/32", "via", via, "dev", TO_CPE)
 
 
 def _start(lab: Lab, namespace: str, name: str, script: Path, argv: Sequence[str]) -> Process:

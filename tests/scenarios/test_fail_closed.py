@@ -72,7 +72,7 @@ PHASES = (
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
     with Lab(SHORT, name="closed") as running:
-        provision(running, _network(SHORT, str(LISTED_PORT)))
+        provision(running, _network(SHORT))
         yield running
 
 
@@ -109,8 +109,8 @@ def story(lab: Lab) -> Story:
             _rekey(lab.site("hospital-1"), "--reauth")
             watch.wait_all_up(lab, UP_S)
         with story.phase("another document"):
-            for ports in (f"{LISTED_PORT}-{LISTED_PORT + 2}", str(LISTED_PORT)):
-                for name, version in apply(lab, _network(lab.network, ports)).items():
+            for others in (("7020", "7021", "7022"), ("7020", "7021")):
+                for name, version in apply(lab, _network(lab.network, others)).items():
                     watch.wait_for(lab, name, "obeys", watch.has_document(version), UP_S)
         with story.phase("agents stopped"):
             for site in sites:
@@ -146,6 +146,8 @@ def _swap_uplink(lab: Lab) -> None:
     watch.wait_for(lab, "hospital-1", "is carried over lte", watch.carried("centre", uplink="lte"), UP_S)
     time.sleep(STEADY_S)
     uplink.restore()
+    for stream in FROM_OUTSIDE:
+        offering.lead_in(lab, stream)
     watch.wait_for(lab, "hospital-1", "is back on wired", watch.carried("centre", uplink="wired"), UP_S)
 
 
@@ -166,10 +168,11 @@ def _has_table(site: RunningSite) -> bool:
     return site.run("nft", "list", "table", "inet", "cpe_agent", check=False).status == 0
 
 
-def _network(network: Network, ports: str) -> str:
-    """The lab's, in which branches may start one flow to the hub's server."""
+def _network(network: Network, others: Sequence[str] = ("7020", "7021")) -> str:
+    """The lab's, in which branches may start the listed flow to the hub's server, and others that nobody offers."""
     described: dict[str, Any] = yaml.safe_load(network_yaml(network))
-    described["permits"] = [{"from": "branches", "to": "service-10-10-0-0", "protocol": "udp", "ports": ports}]
+    listed = {"from": "branches", "to": "service-10-10-0-0", "protocol": "udp"}
+    described["permits"] = [listed | {"ports": ports} for ports in (str(LISTED_PORT), *others)]
     return str(yaml.safe_dump(described, sort_keys=False))
 
 

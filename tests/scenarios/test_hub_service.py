@@ -41,6 +41,8 @@ START_S = 40.0
 MOVE_S = 15.0
 # Twice as long as IKE_SAs may overlap, and a look at charon every ten seconds.
 DUPLICATE_S = 80.0
+# One round trip of an IKE exchange takes less by far; a busy machine may stop everybody for as long.
+LONGEST_GAP_MS = 200.0
 # Inner addresses of hubs that had no document yet.
 fresh: dict[str, set[str]] = {}
 
@@ -95,8 +97,8 @@ def test_that_a_drained_hub_is_left_without_a_loss_and_taken_again(lab: Lab) -> 
         assert _names(watch.status(lab, "centre")) == set()
         time.sleep(1)
     assert flow.result.up.lost == 0, flow.result.up
-    # The server that was left goes on sending for a while to nobody's use: what counts is that the other one is heard.
-    assert flow.result.down.longest_gap_ms <= 50, flow.result.down
+    # The server that was left goes on sending, to nobody: what counts is that the host hears one of the two.
+    assert flow.result.down.longest_gap_ms < LONGEST_GAP_MS, flow.result.down
 
 
 def test_that_a_drained_hub_stays_so_when_its_agent_restarts(lab: Lab) -> None:
@@ -186,6 +188,7 @@ def test_that_a_hub_hides_branches_from_servers_without_a_route(lab: Lab) -> Non
         apply(lab, _network(lambda network: network["hubs"]["centre"].update(hub_nat=True)))
         wait_until("the server is reached", lambda: lab.fetch("hospital-1-host", url, 1) is not None, MOVE_S)
         assert (lab.fetch("van-1-host", url) or "").strip() == "This is centre-server at centre."
+        watch.wait_for(lab, "centre", "the chain is as it was wanted", watch.all_up, MOVE_S)
         # What is not listed is not let in by being translated.
         offer = lab.offer("hospital-1-host", "10.10.0.1", "udp", 20)
         assert offer.arrived == {}
