@@ -87,7 +87,7 @@ class Living(msgspec.Struct, frozen=True):
     def expected(self, document: Document) -> tuple[Dataplane, tuple[Condition, ...]]:
         """What must be here for `document`, and what is in the way. Raises `DocumentError`."""
         site = Site(self.identity, self.backend)
-        return expected(document, self.links, site, self.drained, self.routes, self.charon)
+        return expected(document, self.links, site, self.drained, self.routes, self.ruleset, self.charon)
 
 
 class NoDocument(Exception):
@@ -194,7 +194,7 @@ async def _live(settings: Settings) -> None:
     )
     controller = HttpsController(settings.controllers, settings.ca, settings.certificate, settings.key)
     follower = Follower(cells, controller, store, settings.site, _keys(settings))
-    readiness = ReadinessKeeper(cells, lan_prober, netlink, store)
+    readiness = ReadinessKeeper(cells, lan_prober, firewall, store)
     probing = Probing(cells, prober)
     reconciler = Reconciler(cells, firewall, netlink, charon, backend)
     reporter = Reporter(cells, probing, firewall, settings.site, backend)

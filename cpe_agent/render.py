@@ -126,6 +126,7 @@ def _paths(status: Status, colour: bool) -> list[str]:
         _Column("JITTER", right=True),
         _Column("LOSS", right=True),
         _Column("READY"),
+        _Column("MTU", right=True, spare=True),
         _Column("IKE", spare=True),
     )
     rows = [
@@ -136,6 +137,7 @@ def _paths(status: Status, colour: bool) -> list[str]:
             _milliseconds(path.jitter_ms),
             _NOTHING if path.state == "unknown" else f"{path.loss_percent:.1f} %",
             "yes" if path.ready else "no",
+            _NOTHING if path.mtu is None else str(path.mtu),
             path.ike or _NOTHING,
         )
         for path in status.paths

@@ -34,10 +34,10 @@ UPLINK  KIND      INTERFACE  STATE  ADDRESS     GATEWAY
 wired   wired     eth0       up     192.0.2.10  192.0.2.1
 lte     cellular  wwan0      down   -           -
 
-PATH            STATE        RTT   JITTER     LOSS  READY  IKE
-wired.centre.a  up       20.1 ms   0.3 ms    2.0 %  yes    established
-wired.cloud.a   unknown        -        -        -  no     connecting
-lte.centre.a    down     61.5 ms  12.2 ms  100.0 %  no     none
+PATH            STATE        RTT   JITTER     LOSS  READY   MTU  IKE
+wired.centre.a  up       20.1 ms   0.3 ms    2.0 %  yes    1400  established
+wired.cloud.a   unknown        -        -        -  no        -  connecting
+lte.centre.a    down     61.5 ms  12.2 ms  100.0 %  no     1218  none
 
 BUNDLE        ACTIVE PATH     STATE    PAIRS  MOVES
 centre+cloud  wired.centre.a  carried      2      3

@@ -66,8 +66,10 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
     bundles = wanted_tunnels.bundles(document, uplinks)
     probes = wanted_tunnels.probes(document, uplinks)
     if before is None or before.site != site or not _alike_but_for_pairs(before.document, document):
-        table = ruleset(document, site.backend, pairs)
+        table = ruleset(document, site.backend, pairs, ready and not document.drain)
         before = None
+    elif before.ready != ready:
+        table = ruleset(document, site.backend, pairs, ready and not document.drain)
     else:
         table = before.dataplane.ruleset
         if pairs is not before.pairs:
@@ -76,11 +78,10 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         tunnels = before.dataplane.tunnels
     else:
         tunnels = Tunnels(wanted_tunnels.connections(document, uplinks, site.identity, site.backend, claims))
-    if before is not None and (before.links, before.ready) == (links, ready):
+    if before is not None and before.links == links:
         routing = before.dataplane.routes
     else:
-        serves = ready and document.role == "hub" and not document.drain
-        routing = routes(document, uplinks, links, site.backend, serves)
+        routing = routes(document, uplinks, links, site.backend)
     dataplane = Dataplane(tunnels, table, routing, probes, bundles)
     return Compiled(document, links, site, ready, uplinks, claims, pairs, dataplane, (*conditions, *missing))
 

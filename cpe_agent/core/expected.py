@@ -8,28 +8,33 @@ from what lives, as far as the document allows them.
 
 from __future__ import annotations
 
-import ipaddress
-
 import msgspec
 
 from cpe_agent.core.compile import Site, compile_dataplane
-from cpe_agent.core.pathmtu import IPV6_LEAST, LADDER, with_mtus
+from cpe_agent.core.pathmtu import LADDER, with_mtus
 from cpe_agent.core.readiness import checks
 from cpe_agent.core.return_routes import return_routes
+from cpe_agent.core.wanted_ruleset import answers
 from cpe_agent.model.condition import Condition
-from cpe_agent.model.dataplane import MAIN, METRIC_RETURN, Dataplane, Route, Routes
+from cpe_agent.model.dataplane import MAIN, METRIC_RETURN, Dataplane, Route, Routes, Ruleset
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, Links
 
-_SIZES = frozenset({0, IPV6_LEAST, *LADDER})
+_SIZES = frozenset({0, *LADDER})
 
 
 def expected(
-    document: Document, links: Links, site: Site, drained: bool, living: Routes, charon: Charon | None
+    document: Document,
+    links: Links,
+    site: Site,
+    drained: bool,
+    living: Routes,
+    table: Ruleset | None,
+    charon: Charon | None,
 ) -> tuple[Dataplane, tuple[Condition, ...]]:
     """The wanted data plane and what is in its way. `charon` None: nobody knows whom this hub carries, and what it
     announces may stay. Raises `DocumentError` where the document contradicts itself."""
-    ready = not drained and _may_serve(document, links, living)
+    ready = not drained and _may_serve(document, links, table)
     dataplane, conditions = compile_dataplane(document, links, site, ready)
     # No size is wanted that the daemon does not try.
     possible = msgspec.structs.replace(living, routes=frozenset(r for r in living.routes if r.mtu in _SIZES))
@@ -42,7 +47,7 @@ def expected(
     return msgspec.structs.replace(dataplane, routes=routes), conditions
 
 
-def _may_serve(document: Document, links: Links, living: Routes) -> bool:
+def _may_serve(document: Document, links: Links, table: Ruleset | None) -> bool:
     """A LAN without carrier forbids it, one that is asked by echo leaves it open: then what lives is right."""
     if document.role != "hub":
         return False
@@ -50,8 +55,7 @@ def _may_serve(document: Document, links: Links, living: Routes) -> bool:
     if any(check.fault for check in asked):
         return False
     if any(check.target for check in asked):
-        ready = {str(ipaddress.ip_network(endpoint.ready_address)) for endpoint in document.endpoints}
-        return bool(ready & living.addresses)
+        return table is not None and any(answers(table, endpoint.ready_address) for endpoint in document.endpoints)
     return True
 
 

@@ -23,7 +23,6 @@ LINK_MTUS = (1500, 1492, 1480, 1462, 1440, 1420, 1400, 1380, 1358, 1340, 1320, 1
 LADDER = (*(mtu - OVERHEAD for mtu in LINK_MTUS), 576)
 NOTHING = len(LADDER)
 TRIES = 3
-IPV6_LEAST = 1280
 
 
 class Target(msgspec.Struct, frozen=True, order=True):
@@ -88,7 +87,11 @@ def with_mtus(
 ) -> Routes:
     """The wanted routes into tunnels with what fits: the least of all paths to any peer that serves the subnet, so that
     a failover needs no new MTU. What was not measured yet keeps what the living route has: a restarted agent changes
-    nothing. The inner addresses of paths stay as they are, or nothing larger could be measured."""
+    nothing. The inner addresses of paths stay as they are, or nothing larger could be measured.
+
+    IPv6 must be given 1,280 bytes, and its senders are told no less by the kernel, whatever the route says. But TCP's
+    segments are clamped to what the route says, and so pass where a provider silently drops the rest.
+    """
     held = {route.destination: route.mtu for route in observed.routes if _into_tunnel(route, device)}
     by_peer: dict[str, int] = {}
     for target, size in measured.items():
@@ -97,8 +100,7 @@ def with_mtus(
     for name, peer in document.peers.items():
         if name in by_peer:
             for subnet in (*peer.lans, str(ipaddress.ip_network(peer.site_address))):
-                least = IPV6_LEAST if ":" in subnet else 0
-                by_subnet[subnet] = max(least, min(by_peer[name], by_subnet.get(subnet, by_peer[name])))
+                by_subnet[subnet] = min(by_peer[name], by_subnet.get(subnet, by_peer[name]))
     sizes = held | by_subnet
     changed = {
         msgspec.structs.replace(route, mtu=sizes.get(route.destination, 0)) if _into_tunnel(route, device) else route

@@ -27,10 +27,8 @@ from cpe_agent.model.observed import Links
 ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 
 
-def routes(
-    document: Document, uplinks: Iterable[ResolvedUplink], links: Links, backend: Backend, ready: bool
-) -> Routes:
-    """The wanted routing. `ready`: this hub is willing to serve (its ready addresses answer)."""
+def routes(document: Document, uplinks: Iterable[ResolvedUplink], links: Links, backend: Backend) -> Routes:
+    """The wanted routing."""
     uplinks = tuple(uplinks)
     families = _families(document, uplinks)
     wanted_rules: set[Rule] = set()
@@ -56,7 +54,7 @@ def routes(
         if uplink is not None:
             _add_uplink(uplink, dp.UPLINK_TABLES + index, wanted_rules, wanted_routes)
     return Routes(
-        addresses=frozenset(host(address) for address in own_addresses(document, ready)) | _anchors(document, backend),
+        addresses=frozenset(host(address) for address in own_addresses(document)) | _anchors(document, backend),
         rules=frozenset(wanted_rules),
         routes=frozenset(wanted_routes),
         devices=frozenset() if backend is Backend.USERLAND else frozenset({backend.device}),
@@ -64,13 +62,12 @@ def routes(
     )
 
 
-def own_addresses(document: Document, ready: bool) -> frozenset[str]:
+def own_addresses(document: Document) -> frozenset[str]:
     """The router's inner addresses: for management, for its paths, and (hubs) those that answer probes."""
     found = {document.site_address}
     found |= {uplink.path_address for uplink in document.uplinks.values()}
     found |= {endpoint.probe_address for endpoint in document.endpoints}
-    if ready:
-        found |= {endpoint.ready_address for endpoint in document.endpoints}
+    found |= {endpoint.ready_address for endpoint in document.endpoints}
     return frozenset(found)
 
 

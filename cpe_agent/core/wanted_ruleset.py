@@ -22,10 +22,12 @@ ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 INIT_SOURCES = 65535
 
 
-def ruleset(document: Document | None, backend: Backend, pairs: PairSets | None = None) -> Ruleset:
+def ruleset(document: Document | None, backend: Backend, pairs: PairSets | None = None, ready: bool = True) -> Ruleset:
     """The wanted table. Without a document: nothing is forwarded, and only what the host itself began comes in.
 
-    `pairs`: what the document's pairs come to, if that is known already.
+    `pairs`: what the document's pairs come to, if that is known already. `ready`: this hub is willing to serve, so its
+    ready addresses answer. They are on the router all the same: charon in user space refuses a whole CHILD_SA with
+    an address in its selectors that the router does not have, and probes must go on while a hub is drained.
     """
     lans: frozenset[str] = frozenset()
     uplinks: frozenset[str] = frozenset()
@@ -36,7 +38,7 @@ def ruleset(document: Document | None, backend: Backend, pairs: PairSets | None 
     sets = [NftSet("lans", "ifname", elements=lans), NftSet("uplinks", "ifname", elements=uplinks)]
     sets += _pair_sets(pairs or pair_sets(document.pairs if document else ()))
     for version in (4, 6):
-        sets += _address_sets(document, version)
+        sets += _address_sets(document, version, ready)
         sets.append(_lan_sources(document, version))
         if hub:
             sets += [
@@ -76,17 +78,25 @@ def _pair_sets(pairs: PairSets) -> list[NftSet]:
     return sets
 
 
-def _address_sets(document: Document | None, version: int) -> list[NftSet]:
+def answers(table: Ruleset, address: str) -> bool:
+    """Does this table let the router's inner `address` answer echo?"""
+    asked = ipaddress.ip_address(address)
+    subnets = (subnet for found in table.sets if found.name == f"answering{asked.version}" for subnet in found.elements)
+    return any("-" not in subnet and asked in network(subnet) for subnet in subnets)
+
+
+def _address_sets(document: Document | None, version: int, ready: bool) -> list[NftSet]:
     subnets: dict[str, set[str]] = {}
     if document is not None:
-        own = {host(address) for address in own_addresses(document, ready=True)}
+        own = {host(address) for address in own_addresses(document)}
+        silent = set() if ready else {host(endpoint.ready_address) for endpoint in document.endpoints}
         peers = document.peers.values()
         dialled = [endpoint for peer in peers if peer.dial for endpoint in peer.endpoints]
         probed = {host(a) for endpoint in dialled for a in (endpoint.probe_address, endpoint.ready_address)}
         # Who dials us is not probed for life, but measured for size.
         probed |= {host(address) for peer in peers if not peer.dial for address in peer.path_addresses}
         subnets = {
-            "answering": own,
+            "answering": own - silent,
             "site": {host(document.site_address)},
             "probed": probed,
             "protected": own | remote_subnets(document) | {lan.subnet for lan in document.lans},

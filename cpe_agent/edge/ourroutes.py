@@ -36,8 +36,13 @@ def read(kernel: Any) -> Routes:
         rules=frozenset(rule for version in (4, 6) for rule in rules(kernel, version)),
         routes=frozenset(route for raw in ours for route in routes(raw, names)),
         devices=frozenset({DEVICE} if _is_up_dummy(kernel, DEVICE) else ()),
-        forwarding=frozenset(version for version in (4, 6) if _forwards(version)),
+        forwarding=forwarding(),
     )
+
+
+def forwarding() -> frozenset[int]:
+    """IP versions that this network namespace forwards."""
+    return frozenset(version for version in (4, 6) if _forwards(version))
 
 
 def addresses(kernel: Any) -> set[str]:

@@ -6,18 +6,17 @@ are there to judge by; what the kernel holds then says whether this hub was serv
 
 from __future__ import annotations
 
-import ipaddress
-
 import trio
 
 from cpe_agent.core import readiness
 from cpe_agent.core.readiness import Check, Standing, Watch
+from cpe_agent.core.wanted_ruleset import answers
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Readiness
 from cpe_agent.model.condition import Condition, DrainAnswer
 from cpe_agent.model.document import Document
-from cpe_agent.ports import EdgeError, ProbePort, RoutePort, StorePort
+from cpe_agent.ports import EdgeError, FirewallPort, ProbePort, StorePort
 
 log = get_logger()
 
@@ -25,10 +24,10 @@ log = get_logger()
 class ReadinessKeeper:
     """The one writer of the readiness Cell, and of the drained state in the store."""
 
-    def __init__(self, cells: Cells, port: ProbePort, routes: RoutePort, store: StorePort) -> None:
+    def __init__(self, cells: Cells, port: ProbePort, firewall: FirewallPort, store: StorePort) -> None:
         self._cells = cells
         self._port = port
-        self._routes = routes
+        self._firewall = firewall
         self._store = store
         self._drained = False
         self._watches: dict[str, Watch] = {}
@@ -87,12 +86,13 @@ class ReadinessKeeper:
 
     async def _take_up(self, document: Document) -> None:
         """An agent that restarts on a hub that serves takes nothing away before it knows better."""
-        ready_addresses = {str(ipaddress.ip_network(endpoint.ready_address)) for endpoint in document.endpoints}
+        serving = False
         try:
-            serving = bool(ready_addresses & (await self._routes.read()).addresses)
+            table = await self._firewall.read()
         except EdgeError as error:
-            log.warning("target_failed", target="netlink", op=error.op, cause=error.cause)
-            serving = False
+            log.warning("target_failed", target="nftables", op=error.op, cause=error.cause)
+        else:
+            serving = table is not None and any(answers(table, e.ready_address) for e in document.endpoints)
         wanted = self._wanted_checks(document)
         self._watches = readiness.follow({}, wanted, serving)
 

@@ -9,6 +9,7 @@ open rules. An `EdgeError` is remembered against its target and tried again, lat
 from __future__ import annotations
 
 import math
+import operator
 import random
 import time
 from collections.abc import Sequence
@@ -101,7 +102,7 @@ class Reconciler:
         self._rules_target = Target(RULES, cells)
         self._routes_target = Target(ROUTES, cells)
         self._tunnels_target = Target(TUNNELS, cells)
-        self._tunnels_bell = Bell()
+        self.tunnels_bell = Bell()
         self._tunnels_lock = trio.Lock()
         self._attempts: tunnels.Attempts = {}
         self._tunnels_wake_at = math.inf
@@ -112,6 +113,9 @@ class Reconciler:
         self._locked_plan: Plan | None = None
         # Whether our table was last seen closed; a router that cannot lock its door does not forward.
         self._closed = False
+        # What the last passes looked at that found nothing to do.
+        self._routes_at_rest: tuple[object, ...] | None = None
+        self._tunnels_at_rest: tuple[object, ...] | None = None
         # The plan whose routes and tunnels were last seen to, without a refusal.
         self._carried_out: Dataplane | None = None
         # What each target was last brought in sync with: a difference after that is somebody else's doing.
@@ -123,7 +127,7 @@ class Reconciler:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
             nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus,))
-            nursery.start_soon(ring_on_change, self._tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
+            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
             nursery.start_soon(self._keep_tunnels)
@@ -209,6 +213,12 @@ class Reconciler:
         try:
             observed = await self._routes.read()
             mtus = self._cells.path_mtus.value
+            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding)
+            if self._routes_at_rest is not None and all(map(operator.is_, looked_at, self._routes_at_rest)):
+                # A hub has ten thousand routes and more: what was in sync is, while nothing of it is another object.
+                self._routes_target.succeeded(0)
+                return
+            self._routes_at_rest = None
             wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
             wanted = msgspec.structs.replace(wanted, routes=wanted.routes | self._return_routes(observed))
             ops = routes.diff(wanted, observed)
@@ -221,6 +231,7 @@ class Reconciler:
             log.info("forwarding_changed", state=",".join(str(v) for v in sorted(wanted.forwarding)) or "off")
         drifted = len(ops) if self._settled.get(ROUTES) == wanted else 0
         self._settled[ROUTES] = wanted
+        self._routes_at_rest = looked_at if not ops else None
         self._routes_target.succeeded(drifted)
 
     def _return_routes(self, observed: Routes) -> frozenset[Route]:
@@ -245,7 +256,7 @@ class Reconciler:
     async def _keep_tunnels(self) -> None:
         while True:
             until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
-            await self._tunnels_bell.wait(until)
+            await self.tunnels_bell.wait(until)
             if self._locked_plan is not None:
                 await self._pass_tunnels()
 
@@ -268,6 +279,11 @@ class Reconciler:
         observed = await self._tunnels.read()
         self._cells.charon.set(observed)
         wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
+        looked_at = (wanted, self._cells.charon.value)
+        if self._tunnels_at_rest == looked_at:
+            self._tunnels_target.succeeded(0)
+            return
+        self._tunnels_at_rest = None
         step = tunnels.step(wanted, observed, self._attempts, trio.current_time())
         self._attempts = step.attempts
         self._tunnels_wake_at = math.inf if step.wake_at is None else step.wake_at
@@ -282,9 +298,11 @@ class Reconciler:
             raise refused
         self._settled[TUNNELS] = wanted.connections
         self._tunnels_target.succeeded(len(drifted))
+        if not step.ops and not step.attempts and step.wake_at is None:
+            self._tunnels_at_rest = looked_at
         if step.ops:
             # What was done shows in charon at once or by an event; look once more rather than wait for the event.
-            self._tunnels_bell.ring(TUNNELS)
+            self.tunnels_bell.ring(TUNNELS)
 
     async def _watch_firewall(self) -> None:
         while True:
@@ -306,10 +324,10 @@ class Reconciler:
                     await self._tunnels.read()
                     log.info("charon_connected")
                     lost = False
-                    self._tunnels_bell.ring(TUNNELS)
+                    self.tunnels_bell.ring(TUNNELS)
                 async with aclosing(self._tunnels.events()) as events:
                     async for _ in events:
-                        self._tunnels_bell.ring(TUNNELS)
+                        self.tunnels_bell.ring(TUNNELS)
             except EdgeError as error:
                 if not lost:
                     log.error("charon_lost", cause=error.cause)

@@ -17,6 +17,7 @@ from cpe_agent.model.dataplane import Backend
 from cpe_agent.ports import EdgeError
 from tests.bench.alone import in_namespace
 from tests.bench.bench import Bench, Measure
+from tests.bench.charonkill import charon_kill
 from tests.bench.figure import Figure, keep, summarise
 from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import blackhole_100x3
@@ -54,6 +55,14 @@ MEASURES = (
         limit=0,
         runs=5,
         take=agent_restart,
+    ),
+    Measure(
+        "charon_kill_recover_ms",
+        "ms",
+        "from a killed charon's successor taking commands to every path up, branch and hub",
+        limit=3000,
+        runs=5,
+        take=charon_kill,
     ),
     Measure(
         "pairs_10k_first_apply_ms",
@@ -103,6 +112,16 @@ MEASURES = (
         runs=10,
         take=in_namespace("tests.bench.pairs:foreign_flush"),
         worst=True,
+        needs_lab=False,
+    ),
+    Measure(
+        "hub2000_idle_pass_cpu_ms",
+        "ms",
+        "processor time of a pass that finds nothing changed: 2,000 branches x 2 uplinks, 10,000 pairs",
+        limit=50,
+        runs=3,
+        take=in_namespace("tests.bench.idle:idle_pass"),
+        worst=False,
         needs_lab=False,
     ),
 )

@@ -230,7 +230,8 @@ def _newcomer(chance: random.Random, number: int) -> Pair:
     )
 
 
-def _peer(number: int) -> Peer:
+def branch_peer(number: int) -> Peer:
+    """Branch `number`, as its hub is told of it: one LAN, two uplinks."""
     lan = ipaddress.ip_address(_BRANCH_NETS + 256 * number)
     site, *paths = (str(ipaddress.ip_address(_SITES + 4 * number + index)) for index in range(3))
     return Peer(f"branch-{number}.city", False, site, (f"{lan}/24",), path_addresses=tuple(paths))
@@ -246,7 +247,7 @@ def _pair(number: int) -> Pair:
     return msgspec.structs.replace(one, initiator=starts)
 
 
-PEERS = {f"branch-{number}": _peer(number) for number in range(BRANCHES)}
+PEERS = {f"branch-{number}": branch_peer(number) for number in range(BRANCHES)}
 PAIRS = tuple(_pair(number) for number in range(BRANCHES * PAIRS_EACH))
 # What the packets of `edit_lost` are listed by.
 KEPT = (

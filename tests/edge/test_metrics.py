@@ -62,6 +62,8 @@ class TestExposition:
             ("path_jitter_seconds", LTE, 0.01225),
             ("path_loss_ratio", WIRED, 0.02),
             ("path_loss_ratio", LTE, 1),
+            ("path_mtu_bytes", WIRED, 1400),
+            ("path_mtu_bytes", LTE, 1218),
             ("peer_ready", {"peer": "centre"}, 1),
             ("ike_sas", {"state": "established"}, 1),
             ("ike_sas", {"state": "connecting"}, 1),
@@ -100,6 +102,15 @@ class TestExposition:
         bundle = msgspec.structs.replace(BRANCH.bundles[0], installed=False)
         found = parsed(exposition(msgspec.structs.replace(BRANCH, bundles=(bundle,))))
         assert "cpe_agent_bundle_active_path_info" not in {name for name, _ in found}
+
+    def test_limits_on_ike_init_are_told_apart_from_other_drops(self) -> None:
+        drops = {"unlisted": 3, "ike_init_source": 5, "ike_init_all": 0}
+        found = parsed(exposition(msgspec.structs.replace(BLANK, dropped_packets=drops)))
+        name = "cpe_agent_ike_init_dropped_packets_total"
+        assert {key: value for key, value in found.items() if key[0] == name} == {
+            (name, frozenset({("limit", "source")})): 5,
+            (name, frozenset({("limit", "all")})): 0,
+        }
 
     def test_the_global_registry_is_left_alone(self) -> None:
         exposition(BRANCH)

@@ -162,7 +162,7 @@ class Agent:
         self.probing = Probing(self.cells, Internet(world))
         self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
-        self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.routes, world.store)
+        self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.firewall, world.store)
         self._follower = Follower(self.cells, world.controller, world.store, world.site, {KEY_ID: PUBLIC})
 
     async def run(self) -> None:

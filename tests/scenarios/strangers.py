@@ -15,7 +15,7 @@ Possessions = dict[str, str]
 
 CONNECTION = "guest"
 _TABLE, _PROTOCOL, _ROUTES, _PRIORITY = "neighbour", "186", "777", "125"
-_ADDRESS = "10.255.77.7/32"
+_ADDRESS = "198.18.77.7/32"
 _RULESET = f"""
 table inet {_TABLE} {{
   counter seen {{}}
@@ -51,7 +51,7 @@ def possessions(site: RunningSite) -> Possessions:
         (connection,) = session.list_conns({"ike": CONNECTION})
     return {
         "table": table,
-        "address": str("10.255.77.7/32" in site.run("ip", "-o", "addr", "show", "dev", "lo").stdout),
+        "address": str(_ADDRESS in site.run("ip", "-o", "addr", "show", "dev", "lo").stdout),
         "route": site.run("ip", "route", "show", "198.18.1.0/24").stdout,
         "route of a table": site.run("ip", "route", "show", "table", _ROUTES).stdout,
         "rule": site.run("ip", "rule", "show", "priority", _PRIORITY).stdout,

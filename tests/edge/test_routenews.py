@@ -1,0 +1,93 @@
+"""Is what is kept of our routing always what a fresh reading finds?"""
+
+from __future__ import annotations
+
+import random
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+import trio
+import trio.testing
+
+from cpe_agent.edge import ourroutes
+from cpe_agent.edge.netlink import LIST_AGAIN_S, Netlink
+
+OURS, TABLE = "proto 155", "table 15500"
+
+# Each as somebody else might type it; half of them fail, depending on what came before.
+COMMANDS = (
+    f"route add 10.77.1.0/24 dev news0 {OURS} {TABLE}",
+    f"route del 10.77.1.0/24 {TABLE}",
+    f"route replace 10.77.1.0/24 dev news0 proto static {TABLE}",
+    f"route replace 10.77.1.0/24 dev news0 {OURS} {TABLE}",
+    f"route add unreachable 10.77.2.0/24 {OURS} {TABLE} metric 1000",
+    f"route flush {TABLE}",
+    f"-6 route add fd77::/64 dev news0 {OURS} {TABLE}",
+    f"-6 route replace fd77::/64 dev news0 proto static {TABLE}",
+    "-6 route del fd77::/64 dev news0 table 15500",
+    f"rule add from 10.77.0.9 {TABLE} protocol 155 priority 140",
+    "rule del priority 140",
+    "address add 10.77.9.9/32 dev lo proto 155",
+    "address del 10.77.9.9/32 dev lo",
+    "link set news0 down",
+    "link set news0 up",
+    "link set news1 down",
+    "link set news1 up",
+    "route add 10.78.0.0/24 dev news0 proto bird",
+    "route del 10.78.0.0/24",
+)
+
+
+def ip(command: str) -> bool:
+    return subprocess.run(["ip", *command.split()], capture_output=True).returncode == 0
+
+
+@pytest.fixture(autouse=True)
+def link() -> Iterator[None]:
+    assert ip("link add news0 type veth peer name news1") and ip("link set news0 up") and ip("link set news1 up")
+    yield
+    ip("link del news0")
+    for version in ("-4", "-6"):
+        ip(f"{version} route flush {TABLE}")
+    ip("rule del priority 140")
+    ip("address del 10.77.9.9/32 dev lo")
+
+
+async def test_whatever_others_do_is_seen() -> None:
+    chance = random.Random(11)
+    keeping = Netlink()
+    done = 0
+    for _ in range(150):
+        command = chance.choice(COMMANDS)
+        done += ip(command)
+        assert await keeping.read() == await Netlink().read(), command
+    assert done > 50
+
+
+async def test_others_routes_and_silence_cost_no_listing(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
+) -> None:
+    listings = 0
+    read = ourroutes.read
+
+    def counted(kernel: object) -> object:
+        nonlocal listings
+        listings += 1
+        return read(kernel)
+
+    keeping = Netlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(ourroutes, "read", counted)
+        for command, expected in (
+            ("route add 10.78.1.0/24 dev news0 proto bird", 1),
+            ("route del 10.78.1.0/24", 1),
+            (f"route add 10.77.1.0/24 dev news0 {OURS} {TABLE}", 1),
+            ("route show", 2),
+        ):
+            await keeping.read()
+            assert listings == expected
+            assert ip(command)
+        await trio.sleep(LIST_AGAIN_S)
+        await keeping.read()
+        assert listings == 3

@@ -1,0 +1,54 @@
+"""Gives and takes bytes by the megabyte. Stand-alone: runs on a server host of the lab.
+
+GET /N answers with N bytes; PUT takes what comes and answers with how many bytes that were.
+"""
+
+from __future__ import annotations
+
+import argparse
+import socket
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
+
+BYTES_MAX = 100_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--port", type=int, required=True)
+    arguments = parser.parse_args()
+
+    class Bulk(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self._answer(bytes(min(int(self.path[1:]), BYTES_MAX)))
+
+        def do_PUT(self) -> None:
+            left = int(self.headers["Content-Length"])
+            taken = 0
+            while left and (data := self.rfile.read(min(left, 65536))):
+                left -= len(data)
+                taken += len(data)
+            self._answer(str(taken).encode())
+
+        def _answer(self, body: bytes) -> None:
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    class Server(ThreadingHTTPServer):
+        address_family = socket.AF_INET6
+
+        def server_bind(self) -> None:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
+            # The parent class would ask the DNS for its own name, and wait for an answer that never comes.
+            TCPServer.server_bind(self)
+            self.server_name, self.server_port = "bulk", arguments.port
+
+    server = Server(("::", arguments.port), Bulk)
+    print("ready", flush=True)
+    server.serve_forever()
+
+
+if __name__ == "__main__":
+    main()
