@@ -32,7 +32,7 @@ check: bootstrap ## lint, format, types, who may import whom
 	$(VENV)/lint-imports --no-logo
 
 test: check ## check, then every test (at most 10 minutes)
-	$(VENV)/python -m pytest
+	$(VENV)/python -m pytest -n 2 --dist loadfile
 
 demo: bootstrap ## bring up a whole network, break it, print what was lost (90 s)
 	@$(VENV)/python -m tests.lab.demo

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from pathlib import Path
 
+from cpe_agent.model.dataplane import PROBE_CHILD
 from cpe_agent.ports import EdgeError
 from tests.bench.bench import Bench
 from tests.lab import watch
@@ -27,23 +28,25 @@ _INTERVAL_S = 0.005
 def charon_kill(bench: Bench) -> list[float]:
     """For each run the worse of two, in ms: charon is killed (-9) and started again at a branch, and at a hub.
 
-    From the moment at which the new one accepts commands until it holds all IKE_SAs and CHILD_SAs that the old one had,
-    and every site of the lab says that all its paths are up and ready, its bundles carried and its targets in sync.
+    From the moment at which the new one accepts commands until it holds every path's IKE_SA and probe CHILD_SA, and
+    every site of the lab says that all its paths are up and ready, its bundles carried (on any path: going back to the
+    better one is a matter of policy) and its targets in sync.
     """
+    lab = bench.lab
+    held = {name: _held(lab.site(name)) for name in SITES}  # later a hub also holds what diallers have left over
     samples = []
     for run in range(1, bench.runs + 1):
-        took = {name: _kill_once(bench.lab, name) for name in SITES}
+        took = {name: _kill_once(lab, name, held[name]) for name in SITES}
         samples.append(max(took.values()))
         words = ", ".join(f"{name} {ms:.0f} ms" for name, ms in took.items())
         bench.say(f"run {run} of {bench.runs}: {words}")
     return samples
 
 
-def _kill_once(lab: Lab, name: str) -> float:
+def _kill_once(lab: Lab, name: str, held: Counter[str]) -> float:
     watch.wait_all_up(lab, _WELL_S)
     time.sleep(_STEADY_S)
     site = lab.site(name)
-    held = _held(site)
     site.charon.kill()
     site.charon.start()
     _wait_accepts(site)
@@ -57,15 +60,15 @@ def _kill_once(lab: Lab, name: str) -> float:
 
 
 def _held(site: RunningSite) -> Counter[str]:
-    """Established IKE_SAs by connection, and their installed CHILD_SAs; empty while charon cannot be asked."""
+    """Established IKE_SAs by connection, and their installed probes; empty while charon cannot be asked."""
     found: Counter[str] = Counter()
     with contextlib.suppress(OSError), charon_of(site) as session:
         for sas in session.list_sas():
             for name, sa in sas.items():
                 if sa["state"] == b"ESTABLISHED":
-                    children = [c["name"].decode() for c in sa["child-sas"].values() if c["state"] == b"INSTALLED"]
                     found[name] += 1
-                    found.update(f"{name} {child}" for child in children)
+                    probes = (c for c in sa["child-sas"].values() if c["name"] == PROBE_CHILD.encode())
+                    found[f"{name} {PROBE_CHILD}"] += sum(probe["state"] == b"INSTALLED" for probe in probes)
     return found
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import msgspec
 
@@ -26,7 +27,7 @@ CONNECTIONS = tuple(
 
 
 def dial_times(number: int) -> list[tuple[str, float]]:
-    """(path, when) of each dial of one branch, if a dial that nobody answers ends at once: the quickest that it asks."""
+    """(path, when) of each dial of one branch. A dial that nobody answers ends at once here: none is quicker."""
     wanted = Tunnels(tuple(_of_branch(connection, number) for connection in CONNECTIONS))
     loaded = {
         c.name: tuple(LoadedChild(child.name, child.local_ts, child.remote_ts) for child in c.children)
@@ -73,7 +74,7 @@ def test_that_pauses_grow_and_are_bounded() -> None:
     for number in range(20):
         dials = dial_times(number)
         times = [at for path, at in dials if path == dials[0][0]]
-        pauses = [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+        pauses = [later - earlier for earlier, later in pairwise(times)]
         assert 0.75 * RETRY_FIRST_S <= pauses[0] <= 1.25 * RETRY_FIRST_S
         assert all(pause <= 1.25 * RETRY_MAX_S for pause in pauses)
         assert all(pause >= 0.75 * RETRY_MAX_S for pause in pauses[5:])

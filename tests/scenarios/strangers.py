@@ -14,7 +14,7 @@ from tests.scenarios.charon_mutations import charon_of
 Possessions = dict[str, str]
 
 CONNECTION = "guest"
-_TABLE, _PROTOCOL, _ROUTES, _PRIORITY = "neighbour", "186", "777", "125"
+_TABLE, _PROTOCOL, _ROUTES, _PRIORITY = "neighbour", "186", "777", "190"
 _ADDRESS = "198.18.77.7/32"
 _RULESET = f"""
 table inet {_TABLE} {{

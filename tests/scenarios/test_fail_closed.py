@@ -8,6 +8,8 @@ the two locks (nftables; routing) is taken away with nobody there to repair it, 
 from __future__ import annotations
 
 import contextlib
+import json
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +20,7 @@ import pytest
 import yaml
 
 from tests.lab import watch
-from tests.lab.capture import Packet, Recording, record
+from tests.lab.capture import Packet, Recording, record, uplink_wire
 from tests.lab.container import wait_until
 from tests.lab.lab import Lab
 from tests.lab.provision import apply, network_yaml, provision
@@ -97,9 +99,9 @@ def story(lab: Lab) -> Story:
                 site.start_charon()
                 watch.wait_all_up(lab, UP_S)
         with story.phase("rulesets flushed"):
+            # Not both at once: between subnets of a bundle the far end's rules are the second lock.
             for site in sites:
                 site.run("nft", "flush", "ruleset")
-            for site in sites:
                 wait_until("the table is back", partial(_has_table, site), REPAIR_S)
         with story.phase("an uplink is swapped"):
             _swap_uplink(lab)
@@ -260,6 +262,51 @@ class TestLocks:
             assert not seen, f"{phase.name}: {_some(seen)}"
         leaked = between(offering.cleartext(taken.recording), opened.since_ns, opened.until_ns)
         assert len(leaked) >= AT_LEAST * RATE, "with both locks gone the leak must be seen"
+
+
+class TestErrors:
+    """The kernel tells the sender of a fragment that never becomes whole: to the internet it must not, least of all to
+    a source that is private and that this site has never heard of."""
+
+    @pytest.mark.parametrize("ruled", [True, False])
+    def test_of_a_fragment_that_stays_alone(self, lab: Lab, story: Story, ruled: bool) -> None:
+        del story  # it comes first
+        site = lab.site("van-1")
+        uplink = site.uplink("lte")
+        if not ruled:
+            site.agent.stop()
+            entries = json.loads(site.run("nft", "-j", "list", "chain", "inet", "cpe_agent", "output").stdout)[
+                "nftables"
+            ]
+            for rule in (e["rule"] for e in entries if e.get("rule", {}).get("comment") == "uplink_output"):
+                site.run("nft", f"delete rule inet cpe_agent output handle {rule['handle']}")
+        site.run("sysctl", "-q", "-w", "net.ipv4.ipfrag_time=1")
+        told = _time_exceeded(site)
+        try:
+            with record(lab, [uplink_wire("van-1", "lte")]) as recording:
+                lab.run(uplink.router, sys.executable, "-c", _LONE_FRAGMENT, "10.101.0.10", str(uplink.address.ip))
+                wait_until("the kernel gives up", lambda: _time_exceeded(site) > told, 10)
+        finally:
+            site.run("sysctl", "-q", "-w", "net.ipv4.ipfrag_time=30")
+            site.agent.start()
+        seen = offering.cleartext(recording)
+        assert not seen if ruled else len(seen) == 1, _some(seen)
+
+
+_LONE_FRAGMENT = """
+import socket, struct, sys
+source, to = map(socket.inet_aton, sys.argv[1:])
+header = struct.pack("!BBHHHBBH", 0x45, 0, 0, 4242, 0x2000, 64, 17, 0) + source + to
+with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
+    raw.sendto(header + struct.pack("!HHHH", 5000, 4500, 64, 0) + bytes(16), (sys.argv[2], 0))
+"""
+
+
+def _time_exceeded(site: RunningSite) -> int:
+    """How many such messages this site's kernel has made, whatever became of them."""
+    lines = site.run("cat", "/proc/net/snmp").stdout.splitlines()
+    names, values = (line.split() for line in lines if line.startswith("Icmp:"))
+    return int(values[names.index("OutTimeExcds")])
 
 
 def _take_away(site: RunningSite, lock: str) -> None:
