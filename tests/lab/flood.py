@@ -76,7 +76,7 @@ def _flood(arguments: argparse.Namespace) -> int:
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         while (elapsed := time.monotonic() - start) < arguments.seconds:
             # What was missed while the machine was busy is not made up for in one burst.
-            for _ in range(min(int(elapsed * rate) - sent, rate // 50)):
+            for _ in range(min(int(elapsed * rate) - sent, max(1, rate // 50))):
                 source = sources[random.randrange(sources.num_addresses)]
                 port = arguments.port or random.randrange(1024, 65536)
                 raw.sendto(_packet(source, port, to, message), (str(to), 0))

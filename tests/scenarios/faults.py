@@ -16,6 +16,8 @@ from typing import Any
 
 import vici
 
+from tests.lab import provision
+from tests.lab.forbidden import network_yaml
 from tests.lab.lab import Lab
 from tests.lab.site import RunningSite
 from tests.scenarios import oracle
@@ -252,6 +254,12 @@ def _bounce_tunnel_device(_lab: Lab, site: RunningSite, _chance: random.Random) 
     site.run("ip", "link", "set", "ipsec0", "up")
 
 
+def _another_document(lab: Lab, _site: RunningSite, _chance: random.Random) -> None:
+    """Without one service, and at once the first again."""
+    provision.apply(lab, network_yaml(lab.network, services_without_permit=1))
+    provision.apply(lab, provision.network_yaml(lab.network))
+
+
 FAULTS = (
     Fault("flush ruleset", _nft("flush ruleset"), firewall, EVENT_MS, spares=False),
     Fault("delete table", _nft("delete table inet cpe_agent"), firewall, EVENT_MS),
@@ -278,6 +286,7 @@ FAULTS = (
     Fault("blackhole an uplink", _blackhole, everything, DIAL_MS, weight=0.3),
     Fault("re-address an uplink", _readdress, everything, DIAL_MS, weight=0.3),
     Fault("rename an uplink", _rename, everything, DIAL_MS, weight=0.3),
+    Fault("another document", _another_document, everything, DIAL_MS, weight=0.3),
 )
 
 READERS: tuple[Reader, ...] = (firewall, routing, loaded, everything)
