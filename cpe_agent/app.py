@@ -43,7 +43,8 @@ from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.model.condition import Condition, DrainAnswer, Status
 from cpe_agent.model.dataplane import Backend, Dataplane, Routes, Ruleset
 from cpe_agent.model.difference import Verification
-from cpe_agent.model.document import Document, DocumentError, decode
+from cpe_agent.model.document import Document, DocumentError
+from cpe_agent.model.document_check import decode
 from cpe_agent.model.observed import Charon, Link, Links
 from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings

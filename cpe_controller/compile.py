@@ -14,6 +14,7 @@ import msgspec
 
 from cpe_agent.model import document
 from cpe_agent.model.document import Document, Endpoint, Peer
+from cpe_agent.model.document_check import check
 from cpe_controller.addresses import Allocation, allocate
 from cpe_controller.network import Hub, Network, Site, identity
 from cpe_controller.pairs import pairs_of
@@ -65,7 +66,7 @@ def compile_network(
             hub_nat=isinstance(site, Hub) and site.hub_nat,
         )
         try:
-            document.check(compiled)
+            check(compiled)
         except document.DocumentError as error:
             raise network.error(site, error.path, error.reason) from None
         documents[site.name] = compiled

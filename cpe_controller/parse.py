@@ -1,8 +1,8 @@
 """Which network does this network.yaml describe?
 
 In: the file's text. Out: a `Network` that holds together, or a `NetworkError` that names the line, the field and the
-mend. Ranges of single numbers are left to `document.check`, which knows them already; compile.py puts its errors where
-the file says them.
+mend. Ranges of single numbers are left to `document_check.check`, which knows them already; compile.py puts its errors
+where the file says them.
 """
 
 from __future__ import annotations

@@ -10,7 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Literal, cast
 
-from cpe_agent.model import document
+from cpe_agent.model.document import Class, ServiceProbe
+from cpe_agent.model.document_check import port_range, protocol_number
 from cpe_controller import values
 from cpe_controller.fields import Field, Record
 from cpe_controller.network import End, Hub, Permit, Service, Site, Subnet
@@ -43,7 +44,7 @@ def services(fields: Mapping[str, Field], hubs: Sequence[Hub]) -> dict[str, Serv
 
 
 def permits(
-    field: Field | None, sites: Sequence[Site], known: Mapping[str, Service], classes: Mapping[str, document.Class]
+    field: Field | None, sites: Sequence[Site], known: Mapping[str, Service], classes: Mapping[str, Class]
 ) -> tuple[Permit, ...]:
     by_name = {site.name: site for site in sites}
     found: list[Permit] = []
@@ -109,7 +110,7 @@ def _refuse_two_orders(field: Field, service: Service, others: Iterable[Service]
                     )
 
 
-def _probe(field: Field) -> document.ServiceProbe:
+def _probe(field: Field) -> ServiceProbe:
     record = field.record(("kind",), ("port",))
     kind = cast(Literal["icmp", "tcp"], record["kind"].choice("icmp", "tcp"))
     port = record["port"].integer() if "port" in record else None
@@ -119,7 +120,7 @@ def _probe(field: Field) -> document.ServiceProbe:
         raise record["port"].error("an icmp probe has no port; leave it out")
     if port is not None and not 1 <= port <= 65535:
         raise record["port"].error(f"is {port}; 1 to 65535 is possible")
-    return document.ServiceProbe(kind, port)
+    return ServiceProbe(kind, port)
 
 
 def _permit(
@@ -127,7 +128,7 @@ def _permit(
     record: Record,
     sites: Mapping[str, Site],
     known: Mapping[str, Service],
-    classes: Mapping[str, document.Class],
+    classes: Mapping[str, Class],
 ) -> Permit:
     service, routers = _to(record["to"], sites, known)
     written = record["initiator"].choice(*_STARTS) if "initiator" in record else "from"
@@ -210,12 +211,12 @@ def _protocol(record: Record, protocol: str | None, ports: tuple[str, ...]) -> t
     if "protocol" in record:
         protocol = record["protocol"].text()
         ports = ()
-        values.told(record["protocol"], document.protocol_number)
+        values.told(record["protocol"], protocol_number)
     if "ports" in record:
         if protocol not in ("tcp", "udp"):
             raise record["ports"].error("needs protocol tcp or udp; add it")
         for item in record.items("ports"):
-            values.told(item, document.port_range)
+            values.told(item, port_range)
         ports = tuple(item.text() for item in record.items("ports"))
         if not ports:
             raise record["ports"].error("lists no port; write some, or leave the line out for all")

@@ -15,7 +15,8 @@ import msgspec
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
-from cpe_agent.model.document import MAX_BYTES, SIGNATURE_CONTEXT, Document, DocumentError, decode
+from cpe_agent.model.document import MAX_BYTES, SIGNATURE_CONTEXT, Document, DocumentError
+from cpe_agent.model.document_check import decode
 
 # More than half of the pairs at once is a mistake on the controller until somebody says otherwise.
 MASS_REMOVAL_SHARE = 0.5

@@ -25,7 +25,8 @@ from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.reconcile import ROUTES, RULES, TUNNELS, Reconciler
 from cpe_agent.model.dataplane import Backend
-from cpe_agent.model.document import decode, encode
+from cpe_agent.model.document import encode
+from cpe_agent.model.document_check import decode
 from tests.bench.pairs import BRANCHES, PAIRS, branch_peer
 from tests.core.documents import HUB, hub
 from tests.edge.charon_bed import Host, authority

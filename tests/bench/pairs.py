@@ -25,7 +25,8 @@ from cpe_agent.loops.cells import Cells, Readiness
 from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.reconcile import Reconciler
 from cpe_agent.model.dataplane import Backend
-from cpe_agent.model.document import Document, Pair, Peer, decode, encode
+from cpe_agent.model.document import Document, Pair, Peer, encode
+from cpe_agent.model.document_check import decode
 from cpe_agent.model.ops import FirewallOp
 from tests.bench.crossing import Crossing
 from tests.core.documents import CENTRE_LAN, HUB, HUB_LINKS, hub, pair

@@ -14,7 +14,8 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from cpe_agent.model.document import KEY_ID_HEADER, SIGNATURE_HEADER, decode
+from cpe_agent.model.document import KEY_ID_HEADER, SIGNATURE_HEADER
+from cpe_agent.model.document_check import decode
 from cpe_controller import api, setup
 from cpe_controller.feed import MAX_STREAMS
 from cpe_controller.signing import verify

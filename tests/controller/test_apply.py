@@ -11,7 +11,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from cpe_agent.model.document import Document, Trust, decode
+from cpe_agent.model.document import Document, Trust
+from cpe_agent.model.document_check import decode
 from cpe_controller import publish, setup
 from cpe_controller.cli import main
 from cpe_controller.fields import NetworkError

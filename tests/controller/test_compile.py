@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cpe_agent.model import document
 from cpe_agent.model.document import Document
+from cpe_agent.model.document_check import decode
 from cpe_controller.addresses import allocate
 from cpe_controller.compile import rehearse
 from cpe_controller.fields import NetworkError
@@ -26,7 +27,7 @@ SWAPPED = {"local": "remote", "remote": "local", "either": "either"}
 def _holds(documents: dict[str, Document]) -> None:
     """The two ends of everything agree, and no inner address is used twice."""
     for site, mine in documents.items():
-        assert document.decode(document.encode(mine)) == mine
+        assert decode(document.encode(mine)) == mine
         for name, peer in mine.peers.items():
             theirs = documents[name]
             assert peer.identity == f"{name}.{mine.network}.cpe"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from cpe_agent.core.compile import Site, compile_dataplane, with_active
 from cpe_agent.core.uplinks import resolve
+from cpe_agent.core.wanted_ruleset import answers
 from cpe_agent.core.wanted_tunnels import connections, selectors
 from cpe_agent.model import dataplane as dp
 from cpe_agent.model.dataplane import Backend, Connection, Dataplane, Path, Route, Rule
@@ -347,12 +348,16 @@ def test_a_missing_lan_interface_is_a_condition() -> None:
 
 
 @pytest.mark.parametrize(("changes", "ready"), [({}, True), ({"drain": True}, True), ({}, False)])
-def test_a_hub_that_is_not_willing_takes_its_ready_addresses_away(changes: dict[str, Any], ready: bool) -> None:
+def test_a_hub_that_is_not_willing_has_its_ready_addresses_but_does_not_answer_there(
+    changes: dict[str, Any], ready: bool
+) -> None:
     plan = planned(hub(**changes), HUB_LINKS, HUB, ready)
-    assert {"10.255.0.1/32", "10.255.1.1/32", "10.255.1.3/32", "10.255.100.1/32"} <= plan.routes.addresses
+    always, at_will = ("10.255.0.1", "10.255.1.1", "10.255.1.3", "10.255.100.1"), ("10.255.1.2", "10.255.1.4")
+    assert {f"{address}/32" for address in (*always, *at_will)} <= plan.routes.addresses
+    assert all(answers(plan.ruleset, address) for address in always)
     willing = ready and not changes
-    assert ({"10.255.1.2/32", "10.255.1.4/32"} <= plan.routes.addresses) == willing
-    assert ("10.255.1.2/32" in plan.routes.addresses) == willing
+    assert [answers(plan.ruleset, address) for address in at_will] == [willing, willing]
+    assert not answers(plan.ruleset, "10.255.1.5"), "that is nobody's"
 
 
 def test_ip_versions_that_forward() -> None:

@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 import trio
 
-from cpe_agent.edge.ipsec import Backend, detect, resolve, strongswan_conf
+from cpe_agent.edge.ipsec import detect, resolve, strongswan_conf
 from cpe_agent.edge.vici import Outgoing, ViciClient, ViciLost, ViciRefused, open_vici, section, text, texts
+from cpe_agent.model.dataplane import Backend
 
 CHARON = "/usr/sbin/charon-systemd"
 NO_CHARON = os.geteuid() != 0 or not Path(CHARON).exists() or shutil.which("unshare") is None

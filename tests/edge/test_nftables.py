@@ -101,7 +101,7 @@ async def test_what_a_ruleset_has_no_words_for_is_seen_too(firewall: NftablesFir
 async def test_other_tables_are_left_alone_and_not_listened_to(firewall: NftablesFirewall) -> None:
     nft("table inet other { chain strange { accept; }; }")
     with trio.fail_after(10):
-        async with aclosing(firewall.changes()) as changes:  # type: ignore[type-var]
+        async with aclosing(firewall.changes()) as changes:
             await anext(changes)
             await firewall.apply([ReplaceTable(COUNTED)])
             await anext(changes)

@@ -17,7 +17,7 @@ import msgspec
 import trio
 
 from cpe_agent.model.dataplane import NftChain, NftSet, Ruleset
-from cpe_agent.model.ops import AddElements, DeleteElements, DeleteTable, FirewallOp, ReplaceTable
+from cpe_agent.model.ops import AddElements, DeleteElements, DeleteTable, FirewallOp, ReplaceSet, ReplaceTable
 from cpe_agent.ports import EdgeError
 
 Box = tuple[tuple[int | str, int | str], ...]
@@ -50,7 +50,8 @@ class FirewallFake:
         if self.refusal is not None:
             raise EdgeError("nftables", "apply", self.refusal)
         table = self.table
-        for op in ops:
+        # Swaps take transactions of their own, after the others.
+        for op in sorted(ops, key=lambda op: isinstance(op, ReplaceSet)):
             table = _done(table, op)
         self.applied.append(tuple(ops))
         self.change(table)
@@ -87,6 +88,8 @@ def _done(table: Ruleset | None, op: FirewallOp) -> Ruleset | None:
         return op.ruleset
     if isinstance(op, DeleteTable):
         return None
+    if isinstance(op, ReplaceSet):
+        return _swapped(table, op)
     nft_set = next((s for s in table.sets if s.name == op.set_name), None) if table else None
     if table is None or nft_set is None:
         raise EdgeError("nftables", op.set_name, "No such file or directory")
@@ -102,6 +105,23 @@ def _done(table: Ruleset | None, op: FirewallOp) -> Ruleset | None:
         elements = nft_set.elements - op.elements
     changed = msgspec.structs.replace(nft_set, elements=elements)
     return msgspec.structs.replace(table, sets=tuple(changed if s is nft_set else s for s in table.sets))
+
+
+def _swapped(table: Ruleset | None, op: ReplaceSet) -> Ruleset:
+    """The table with `op.new` in the place of the set of its name, and `op.chains` in the place of theirs."""
+    name = op.new.name
+    if table is None or name not in {s.name for s in table.sets}:
+        raise EdgeError("nftables", name, "No such file or directory")
+    moved = {chain.name: chain for chain in op.chains}
+    if strange := moved.keys() - {chain.name for chain in table.chains}:
+        raise EdgeError("nftables", name, f"there is no chain {min(strange)}")
+    for chain in table.chains:
+        if chain.name not in moved and any(name == found for rule in chain.rules for found, _ in _references(rule)):
+            raise EdgeError("nftables", name, f"Device or resource busy: {chain.name} looks into it")
+    sets = tuple(op.new if s.name == name else s for s in table.sets)
+    changed = msgspec.structs.replace(table, sets=sets, chains=tuple(moved.get(c.name, c) for c in table.chains))
+    _check_table(changed)
+    return changed
 
 
 def _check_table(ruleset: Ruleset) -> None:
@@ -121,11 +141,16 @@ def _check_table(ruleset: Ruleset) -> None:
 
 def _check_chain(chain: NftChain, sets: set[str], chains: set[str]) -> None:
     for rule in chain.rules:
-        for set_name, chain_name in _REFERENCES.findall(rule):
+        for set_name, chain_name in _references(rule):
             if (set_name and set_name not in sets) or (chain_name and chain_name not in chains):
                 raise EdgeError("nftables", f"{chain.name}: {rule}", "No such file or directory")
     if chain.hook.endswith("policy drop;") and not (chain.rules and _DROP_REASON.search(chain.rules[-1])):
         raise EdgeError("nftables", chain.name, "would accept while it is being replaced: no final drop rule")
+
+
+def _references(rule: str) -> list[tuple[str, str]]:
+    """(set, "") or ("", chain) for each that the rule names."""
+    return [(set_name, chain_name) for set_name, chain_name in _REFERENCES.findall(rule)]
 
 
 def _check_elements(nft_set: NftSet, elements: Iterable[str]) -> None:

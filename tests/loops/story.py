@@ -109,6 +109,8 @@ def told_rules(transaction: tuple[ops.FirewallOp, ...]) -> str:
                 parts.append("replace table")
             case ops.DeleteTable():
                 parts.append("delete table")
+            case ops.ReplaceSet(new):
+                parts.append(f"replace {new.name} {' '.join(sorted(new.elements))}")
             case ops.AddElements(name, _, elements):
                 parts.append(f"add {name} {' '.join(sorted(elements))}")
             case ops.DeleteElements(name, _, elements):

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpe_agent.model import document as doc
-from cpe_agent.model.document import Document, DocumentError, decode, encode
+from cpe_agent.model.document import Document, DocumentError, encode
+from cpe_agent.model.document_check import decode
 from tests.core import documents
 
 BRANCH: dict[str, Any] = msgspec.json.decode(encode(documents.branch()))

@@ -16,7 +16,7 @@ from typing import Any
 
 import vici
 
-from tests.lab import provision
+from tests.lab import provision, watch
 from tests.lab.forbidden import network_yaml
 from tests.lab.lab import Lab
 from tests.lab.site import RunningSite
@@ -28,6 +28,7 @@ EVENT_MS = 1000.0  # noticed by an event, mended at once
 LOOK_MS = 12_000.0
 DIAL_MS = 45_000.0  # an IKE_SA has to be dialled again, perhaps after a wait
 _METRIC_RETURN, _CHARONS_TABLE = 20000, "991"
+_AGENT_S = 20.0
 _AWAY_S = 0.7  # long enough for probes to notice
 
 
@@ -163,16 +164,22 @@ def _kill_charon(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
     site.start_charon()
 
 
-def _kill_agent(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
+def _kill_agent(lab: Lab, site: RunningSite, _chance: random.Random) -> None:
     site.agent.kill()
+    _start_agent(lab, site)
+
+
+def _start_agent(lab: Lab, site: RunningSite) -> None:
+    """Returns when it has seen to the firewall: before that nobody notices an event."""
     site.agent.start()
+    watch.wait_for(lab, site.name, "answers", lambda _report: True, _AGENT_S)
 
 
 def _kill_agent_and_flush(lab: Lab, site: RunningSite, chance: random.Random) -> None:
     site.agent.kill()
     site.run("nft", "delete", "table", "inet", "cpe_agent")
     _flush_a_table(lab, site, chance)
-    site.agent.start()
+    _start_agent(lab, site)
 
 
 def _unload(_lab: Lab, site: RunningSite, chance: random.Random) -> None:

@@ -11,7 +11,7 @@ import os
 import random
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import pytest
@@ -64,10 +64,10 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             print(f"the lab's logs are in {running.save_logs()}")
 
 
-def test_faults_in_a_row(lab: Lab, capsys: pytest.CaptureFixture[str]) -> None:
+def test_faults_in_a_row(lab: Lab, record_property: Callable[[str, object], None]) -> None:
     seed = int(os.environ.get("SEED", random.SystemRandom().randrange(1_000_000)))
-    with capsys.disabled():
-        print(f"\nSEED={seed} FAULTS={COUNT} repeats these faults", flush=True)
+    record_property("seed", seed)
+    print(f"SEED={seed} FAULTS={COUNT} repeats these faults", flush=True)
     chance = random.Random(seed)
     sites = [lab.site(name) for name in SITES]
     for site in sites:
