@@ -204,6 +204,9 @@ async def _live(settings: Settings) -> None:
     follower.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        # First of all: it holds the lock, and of two agents the second must not have touched anything.
+        answer = functools.partial(_answer, reporter, readiness)
+        await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
         nursery.start_soon(watch_links, cells, netlink, reconciler.bell)
         nursery.start_soon(readiness.run)
         nursery.start_soon(keep_plan, cells, Site(identity.name, backend))
@@ -214,8 +217,6 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(reporter.run)
         await reconciler.firewall_seen_to.wait()
         nursery.start_soon(follower.run)
-        answer = functools.partial(_answer, reporter, readiness)
-        await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, reporter.status)
     await prober.aclose()

@@ -9,6 +9,7 @@ import argparse
 import io
 import os
 import sys
+import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -176,7 +177,7 @@ def _drain_words(answer: DrainAnswer) -> str:
         lines += [f"In the way: {reason}." for reason in answer.in_the_way]
     if answer.warning:
         lines.append(f"Warning: {answer.warning}.")
-    return "".join(f"{line}\n" for line in lines)
+    return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
 
 
 def _run(configured: Settings) -> int:

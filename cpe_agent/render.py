@@ -204,6 +204,7 @@ def _conditions(conditions: Iterable[Condition], now: float, colour: bool) -> li
             WIDTH,
             initial_indent="  ",
             subsequent_indent="    ",
+            break_on_hyphens=False,
         )
         lines += [_painted(mark, _COLOURS[condition.severity], colour) + first[1:], *more]
     return lines + _left_off(len(found))

@@ -12,7 +12,7 @@ import re
 import urllib.parse
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 
 import msgspec
 import yaml
@@ -103,7 +103,8 @@ def parse_settings(path: Path, content: bytes) -> Settings:
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at ")
         # Of unknown and missing fields msgspec says the name in the reason.
-        raise SettingsError(path, where.strip("`").removeprefix("$").removeprefix("."), reason) from None
+        field = where.strip("`").removeprefix("$").removeprefix(".")
+        raise SettingsError(path, field, f"{_in_words(reason)}; {_mend(field)}") from None
     if not NAME.match(parsed.site):
         raise SettingsError(
             path, "site", f"{parsed.site!r} is no name: use 1 to 40 of a-z, 0-9 and - (not first or last)"
@@ -124,6 +125,22 @@ def parse_settings(path: Path, content: bytes) -> Settings:
         log=parsed.log,
         log_level=parsed.log_level,
     )
+
+
+def _in_words(reason: str) -> str:
+    return reason.replace("Object contains unknown field", "there is no setting").replace(
+        "Object missing required field", "there must be a setting"
+    )
+
+
+def _mend(field: str) -> str:
+    """What to write instead: the choices of the field, or the names of all settings."""
+    kind = get_type_hints(_File).get(field.partition("[")[0])
+    if get_origin(kind) is Literal:
+        return f"write one of {', '.join(get_args(kind))}"
+    if field:
+        return "configs/agent.yaml shows how it is written"
+    return f"the settings are {', '.join(_File.__struct_fields__)}"
 
 
 def _parse_yaml(path: Path, content: bytes) -> object:

@@ -136,8 +136,13 @@ def signing_keys(state_dir: Path) -> tuple[SigningKey, ...]:
 @contextmanager
 def opened(state_dir: Path) -> Iterator[tuple[Store, Setup]]:
     """The store of a finished state directory, and what is set up in it; closed at the end."""
-    if not (state_dir / STORE).exists():
-        raise SetupError(f"{state_dir} holds no controller; make one with: cpe-controller --state {state_dir} init")
+    try:
+        there = (state_dir / STORE).exists()
+    except PermissionError:
+        raise SetupError(f"{state_dir} is not for this user; run as root or as the controller's own user") from None
+    if not there:
+        how = f"cpe-controller --state {state_dir} init --name NETWORK --address HOST"
+        raise SetupError(f"{state_dir} holds no controller; make one with: {how}")
     store = SqliteStore(state_dir / STORE)
     try:
         entry = store.get(SETUP)

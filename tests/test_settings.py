@@ -95,7 +95,7 @@ def test_a_controllers_trailing_slash_means_nothing() -> None:
         ("backend: esp", "backend", "Invalid enum value 'esp'"),
         ("log: syslog", "log", "Invalid enum value 'syslog'"),
         ("log_level: 3", "log_level", "got `int`"),
-        ("uplinks: []", "", "contains unknown field `uplinks`"),
+        ("uplinks: []", "", "there is no setting `uplinks`"),
         ("site: other", "site", "is there twice (line 4)"),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_wrong_line_is_named(line: str, field: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "field", "words"),
     [
-        ("site: van-1", "", "", "missing required field `site`"),
+        ("site: van-1", "", "", "there must be a setting `site`"),
         ("van-1", "Van 1", "site", "is no name"),
         ("van-1", "2026", "site", "got `int`"),
         ("[https://c.example]", "[]", "controllers", "length >= 1"),

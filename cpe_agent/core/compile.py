@@ -61,6 +61,10 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         for lan in document.lans
         if lan.interface and lan.interface not in links.by_name
     ]
+    if site.backend is Backend.USERLAND and site.backend.device not in links.by_name:
+        # charon makes it when it starts, and only then: a charon that lives on without it carries nothing.
+        device = site.backend.device
+        missing.append(Condition("TunnelDeviceMissing", device, f"there is no {device}: charon must be restarted"))
     pairs = pair_sets(document.pairs, before.pairs if before else None)
     claims = wanted_tunnels.selectors(document)
     bundles = wanted_tunnels.bundles(document, uplinks)

@@ -11,6 +11,7 @@ import ipaddress
 
 import msgspec
 
+from cpe_agent.core.addresses import network
 from cpe_agent.model.condition import Condition, Severity
 from cpe_agent.model.document import Document, Network
 from cpe_agent.model.observed import Link, LinkAddress, Links
@@ -85,14 +86,16 @@ def _gateways(link: Link) -> dict[int, str]:
 def _without_conflicts(document: Document, found: list[ResolvedUplink]) -> tuple[list[ResolvedUplink], list[Condition]]:
     conditions: list[Condition] = []
     bad: set[str] = set()
-    lans: list[tuple[str, Network]] = [(lan.name, ipaddress.ip_network(lan.subnet)) for lan in document.lans]
+    lans: list[tuple[str, Network]] = [(f"LAN {lan.name}", ipaddress.ip_network(lan.subnet)) for lan in document.lans]
+    for name, peer in document.peers.items():
+        lans += [(f"{name}'s LAN", network(subnet)) for subnet in peer.lans]
     for index, uplink in enumerate(found):
         for address in uplink.addresses.values():
             for lan, subnet in lans:
                 link = ipaddress.ip_network(f"{address.address}/{address.prefix_length}", strict=False)
                 if link.version == subnet.version and link.overlaps(subnet):
                     bad.add(uplink.name)
-                    reason = f"its network {link} overlaps LAN {lan} ({subnet})"
+                    reason = f"its network {link} overlaps {lan} ({subnet})"
                     conditions.append(Condition("UplinkConflict", uplink.name, reason, Severity.DEGRADED))
             for other in found[:index]:
                 if any(address.address == own.address for own in other.addresses.values()):

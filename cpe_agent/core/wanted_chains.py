@@ -26,6 +26,7 @@ from cpe_agent.model.dataplane import Backend, NftChain
 
 IP = {4: "ip", 6: "ip6"}
 ICMP = {4: "icmp", 6: "ipv6-icmp"}
+ECHO_REPLY = {4: "icmp type echo-reply", 6: "icmpv6 type echo-reply"}
 ECHO = {4: "icmp type echo-request", 6: "icmpv6 type echo-request"}
 DROP_POLICY = "type filter hook {hook} priority filter; policy drop;"
 ACCEPT_POLICY = "type filter hook {hook} priority filter; policy accept;"
@@ -140,7 +141,8 @@ def _from_tunnel() -> list[str]:
     for v in (4, 6):
         rules += [
             f"{IP[v]} daddr @answering{v} {ECHO[v]} accept",
-            f"{IP[v]} saddr @probed{v} meta l4proto {ICMP[v]} ct state established accept",
+            # Replies alone: a running probe is "established" too, and must fall silent when its address does.
+            f"{IP[v]} saddr @probed{v} {ECHO_REPLY[v]} ct state established accept",
             f"{IP[v]} daddr @site{v} {_original(v)} @remote_pairs{v} accept",
             f"{IP[v]} daddr @site{v} {_reply(v)} @local_pairs{v} accept",
             f"meta l4proto {ICMP[v]} ct state related accept",
@@ -207,6 +209,9 @@ def _output(goes: str, hub: bool) -> tuple[str, ...]:
             f"{IP[v]} daddr @probed{v} {goes} {ECHO[v]} accept",
             f"{IP[v]} saddr @site{v} {goes} {_original(v)} @local_pairs{v} accept",
             f'{to_protected} counter drop comment "cleartext"',
+            # An inner address has no business on an uplink, wherever it goes: also not what was begun while its way
+            # still led through a tunnel.
+            f'oifname @uplinks {IP[v]} saddr @protected{v} counter drop comment "cleartext"',
         ]
     # Our kernel would answer what it does not forward, and fragments that never become whole, to whatever source they
     # claim: a site says nothing to the internet, least of all to a protected address.

@@ -174,6 +174,7 @@ def _retry_after_s(headers: httpx.Headers) -> float | None:
     try:
         until = email.utils.parsedate_to_datetime(text)
         asked_s = (until - email.utils.parsedate_to_datetime(headers.get("date", ""))).total_seconds()
-    except (ValueError, TypeError):
+    except (ValueError, TypeError, OverflowError):
+        # A year or an hour that no date can have overflows rather than being refused.
         return None
     return min(max(asked_s, 0.0), RETRY_AFTER_MAX_S)

@@ -30,6 +30,8 @@ from cpe_agent.model.document import (
 
 # As the kernel has it: at most 15 bytes, no slash and no white space; and nothing that nft would have to quote.
 INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}\Z")
+# Ten years. What is added to a clock must fit into a float, and into charon's 32 bits.
+SECONDS_MAX = 315_360_000
 PORTS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?\Z")
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 
@@ -88,7 +90,14 @@ def parse_network(path: str, text: str) -> Network:
     # The kernel and charon give it back in one form only, and what differs from the wanted would be set right for ever.
     if str(network) != text or "%" in text:
         raise DocumentError(path, f"{text!r} is no network as it is written here: {network}")
+    if _embeds_ipv4(network.network_address):
+        raise DocumentError(path, f"{text!r} stands for IPv4 addresses: write these")
     return network
+
+
+def _embeds_ipv4(address: Address) -> bool:
+    """::/96 and ::ffff:0:0/96 (not :: itself): everybody prints them differently, the kernel routes them nowhere."""
+    return address.version == 6 and int(address) != 0 and int(address) >> 32 in (0, 0xFFFF)
 
 
 def _named(message: str) -> DocumentError:
@@ -115,6 +124,8 @@ def _address(path: str, text: str) -> Address:
         raise DocumentError(path, f"{text!r} is no IP address: {error}") from None
     if str(address) != text or "%" in text:
         raise DocumentError(path, f"{text!r} is no IP address as it is written here: {address}")
+    if address.is_unspecified or address.is_loopback or address.is_multicast or _embeds_ipv4(address):
+        raise DocumentError(path, f"{text!r} is no address that a machine of this network can have")
     return address
 
 
@@ -270,3 +281,5 @@ def _check_numbers(document: Document) -> None:
     ):
         if value < at_least:
             raise DocumentError(name, f"is {value}; at least {at_least} is possible")
+        if value > SECONDS_MAX:
+            raise DocumentError(name, f"is {value}; at most {SECONDS_MAX} is possible")

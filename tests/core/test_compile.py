@@ -343,8 +343,13 @@ def test_uplinks(found: Links, usable: list[str], conditions: set[tuple[str, str
 
 
 def test_a_missing_lan_interface_is_a_condition() -> None:
-    _, about = compile_dataplane(branch(), links(WIRED, LTE), BRANCH)
+    _, about = compile_dataplane(branch(), links(WIRED, LTE, documents.IPSEC), BRANCH)
     assert {(c.type, c.subject) for c in about} == {("LanMissing", "wards"), ("LanMissing", "wards6")}
+
+
+def test_a_missing_tunnel_device_is_a_condition() -> None:
+    _, about = compile_dataplane(branch(), links(WIRED, LTE, LAN), BRANCH)
+    assert ("TunnelDeviceMissing", "ipsec0") in {(c.type, c.subject) for c in about}
 
 
 @pytest.mark.parametrize(("changes", "ready"), [({}, True), ({"drain": True}, True), ({}, False)])

@@ -6,8 +6,10 @@ import argparse
 import os
 import signal
 import sys
+import textwrap
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from types import FrameType
 
 from tests.lab.container import REPOSITORY, LabError
@@ -40,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _up(name: str, *, bare: bool) -> int:
     if find(name) is not None:
-        raise LabError("is up already; choose another --name")
+        raise LabError("is up already; end it first, or: .venv/bin/python -m tests.lab --name OTHER up")
     ended = threading.Event()
 
     def end(_number: int, _frame: FrameType | None) -> None:
@@ -61,9 +63,28 @@ def _up(name: str, *, bare: bool) -> int:
 def _exec(name: str, namespace: str, argv: list[str]) -> int:
     pid = find(name)
     if pid is None:
-        raise LabError("is not up: python -m tests.lab up")
-    inside = ["ip", "netns", "exec", namespace, *(argv or [os.environ.get("SHELL", "sh")])]
+        raise LabError("is not up: make lab")
+    names = sorted(path.name for path in Path(f"/proc/{pid}/root/run/netns").iterdir())
+    if namespace not in names:
+        raise LabError(f"has no {namespace!r}; it has {', '.join(names)}")
+    argv = _of_the_site(namespace, argv) or [os.environ.get("SHELL", "sh")]
+    inside = ["ip", "netns", "exec", namespace, *argv]
     os.execvp("nsenter", ["nsenter", f"--target={pid}", "-m", "-p", "-n", f"--wdns={REPOSITORY}", "--", *inside])
+
+
+def _of_the_site(site: str, argv: list[str]) -> list[str]:
+    """`cpe-agent` and `swanctl` look where Debian would have them; in a lab each site has its own place."""
+    if argv[:1] == ["cpe-agent"]:
+        command = str(Path(sys.executable).with_name("cpe-agent"))
+        return [command, *argv[1:2], "--config", f"/run/{site}/agent.yaml", *argv[2:]]
+    if argv[:1] == ["swanctl"]:
+        return [*argv, "--uri", f"unix:///run/{site}/charon.vici"]
+    return argv
+
+
+def _folded(label: str, words: list[str]) -> str:
+    indent = " " * 11
+    return textwrap.fill(", ".join(words), 80, initial_indent=f"  {label}:".ljust(11), subsequent_indent=indent)
 
 
 def _how_to_look_inside(lab: Lab) -> str:
@@ -78,13 +99,19 @@ def _how_to_look_inside(lab: Lab) -> str:
         [
             "",
             "The lab is up.",
-            "  sites:   " + ", ".join(f"{name} ({address})" for name, address in public.items()),
-            "  hosts:   " + ", ".join(f"{name} ({address})" for name, address in hosts.items()),
+            _folded("sites", [f"{name} ({address})" for name, address in public.items()]),
+            _folded("hosts", [f"{name} ({address})" for name, address in hosts.items()]),
+            _folded("routers", ["core", "cgnat", "cloud-nat", *(f"net-{name.replace(' ', '-')}" for name in public)]),
             f"  files:   {lab.path('/run')}",
             "",
             "Look inside, from another terminal:",
-            f"  {this} exec hospital-1 -- ip route",
+            f"  {this} exec hospital-1 -- cpe-agent status",
+            f"  {this} exec hospital-1 -- cpe-agent verify",
+            f"  {this} exec centre -- cpe-agent drain        (undrain takes it back)",
+            f"  {this} exec hospital-1 -- swanctl --list-sas",
+            f"  {this} exec hospital-1 -- ip route show table all proto 155",
             f"  {this} exec hospital-1 -- nft list ruleset",
+            f"  {this} exec hospital-1 -- curl http://127.0.0.1:9273/metrics",
             f"  {this} exec hospital-1-host -- curl http://10.50.0.10/",
             f"  {this} exec net-hospital-1-wired -- tcpdump -ni cpe",
             f"  {this} exec hospital-1        (a shell)",
