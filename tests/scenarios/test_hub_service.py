@@ -73,7 +73,7 @@ def lab(hub_lab: Lab) -> Iterator[Lab]:
 
 def test_that_a_hub_without_a_document_is_not_ready(lab: Lab) -> None:
     assert fresh == {"centre": set(), "cloud": set()}
-    assert all(_inner_addresses(lab, hub) >= _ready(lab, hub) for hub in HUBS)
+    assert all(_answering(lab, hub, address) for hub in HUBS for address in _ready(lab, hub))
 
 
 def test_that_a_drained_hub_is_left_without_a_loss_and_taken_again(lab: Lab) -> None:
@@ -107,7 +107,10 @@ def test_that_a_drained_hub_stays_so_when_its_agent_restarts(lab: Lab) -> None:
     lab.site("centre").agent.kill()
     lab.site("centre").agent.start()
     watch.wait_for(lab, "centre", "it is drained", lambda report: _names(report) == {"Draining"}, MOVE_S)
-    assert not _inner_addresses(lab, "centre") & _ready(lab, "centre")
+    assert _inner_addresses(lab, "centre") >= _ready(lab, "centre")
+    assert not any(_answering(lab, "centre", address) for address in _ready(lab, "centre"))
+    branch = watch.status(lab, "van-1")
+    assert [path.ready for path in branch.paths if path.peer == "centre"] == [False], "a running probe is answered"
     assert _shared_at("cloud")(watch.status(lab, "van-1"))
     _ask(lab, "centre", "undrain")
 
@@ -256,6 +259,12 @@ def _inner_addresses(lab: Lab, site: str) -> set[str]:
     for link in json.loads(lab.run(site, "ip", "-j", "-4", "addr", "show", "dev", "lo").stdout):
         found |= {address["local"] for address in link["addr_info"]}
     return found - {"127.0.0.1"}
+
+
+def _answering(lab: Lab, hub: str, address: str) -> bool:
+    """Does the hub's table let the address answer echo?"""
+    element = ["nft", "get", "element", "inet", "cpe_agent", "answering4", f"{{ {address} }}"]
+    return lab.run(hub, *element, check=False).status == 0
 
 
 def _ready(lab: Lab, hub: str) -> set[str]:
