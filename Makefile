@@ -34,7 +34,7 @@ check: bootstrap ## lint, format, types, who may import whom
 test: check ## check, then every test (at most 10 minutes)
 	$(VENV)/python -m pytest -n 2 --dist loadfile
 
-demo: bootstrap ## bring up a whole network, break it, print what was lost (90 s)
+demo: bootstrap ## bring up a whole network, break it, print what was lost (a minute)
 	@$(VENV)/python -m tests.lab.demo
 
 lab: bootstrap ## bring up the same network and leave it up until Ctrl-C
