@@ -7,11 +7,11 @@ because that is the common case. A size is judged lost after `TRIES` tries: one 
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Mapping
 
 import msgspec
 
+from cpe_agent.core.addresses import host
 from cpe_agent.model.dataplane import OVERLAY, Route, Routes
 from cpe_agent.model.document import Document
 
@@ -99,7 +99,7 @@ def with_mtus(
     by_subnet: dict[str, int] = {}
     for name, peer in document.peers.items():
         if name in by_peer:
-            for subnet in (*peer.lans, str(ipaddress.ip_network(peer.site_address))):
+            for subnet in (*peer.lans, host(peer.site_address)):
                 by_subnet[subnet] = min(by_peer[name], by_subnet.get(subnet, by_peer[name]))
     sizes = held | by_subnet
     changed = {

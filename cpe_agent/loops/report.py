@@ -92,19 +92,19 @@ class Reporter:
     def _conditions(self) -> tuple[Condition, ...]:
         cells = self._cells
         plan = cells.plan.value
+        now = time.time()
         found = conditions.conditions(
             document=cells.document.value,
             bundles=plan.dataplane.bundles if plan else (),
             tracks=self._probing.tracks,
             active=cells.active.value,
-            now=time.time(),
+            now=now,
             obstacles=self._obstacles(plan),
             target_errors={name: state.error for name, state in cells.targets.value.items()}
             | {"store": cells.controller.value.store_error},
             controller_error=cells.controller.value.error,
             rejected=cells.controller.value.rejected,
         )
-        now = time.time()
         held = {(condition.type, condition.subject): condition for condition in found}
         for key in [key for key in self._since if key not in held]:
             log.info("condition_cleared", condition=key[0], subject=key[1])
