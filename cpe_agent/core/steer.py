@@ -25,6 +25,7 @@ from collections.abc import Mapping
 
 import msgspec
 
+from cpe_agent.core.budget import Budget
 from cpe_agent.core.health import State, Track
 from cpe_agent.model.dataplane import Bundle, Path
 
@@ -48,6 +49,21 @@ class Steering(msgspec.Struct, frozen=True):
     waiting_since: dict[str, float] = {}
 
 
+class View(msgspec.Struct, frozen=True):
+    """What is known when a decision is due.
+
+    `tracks`: path health. `carrying`: bundles whose traffic child charon has installed, and where. `budgets`: of
+    metered uplinks, by name. `failing`: by bundle, the peers behind which all its probed servers fail although they
+    answer behind another. `taken_out`: paths that a drill keeps traffic off.
+    """
+
+    tracks: Mapping[Path, Track]
+    carrying: Mapping[str, Path] = {}
+    budgets: Mapping[str, Budget] = {}
+    failing: Mapping[str, frozenset[str]] = {}
+    taken_out: frozenset[Path] = frozenset()
+
+
 class Decision(msgspec.Struct, frozen=True):
     """New state, the moves that led to it, and when to look again at the latest."""
 
@@ -59,12 +75,12 @@ class Decision(msgspec.Struct, frozen=True):
 def step(
     steering: Steering,
     bundles: tuple[Bundle, ...],
-    tracks: Mapping[Path, Track],
-    carrying: Mapping[str, Path],
+    view: View,
     failback_s: float,
     now: float,
 ) -> Decision:
-    """Decide. `carrying`: bundles whose traffic child charon has installed, and where."""
+    """Decide."""
+    tracks, carrying = view.tracks, view.carrying
     active: dict[str, Path | None] = {}
     waiting: dict[str, float] = {}
     moves: list[Move] = []

@@ -15,7 +15,7 @@ from cpe_agent.core.addresses import host
 from cpe_agent.core.selectors import outermost
 from cpe_agent.core.uplinks import ResolvedUplink
 from cpe_agent.model.dataplane import PROBE_CHILD, TRAFFIC_CHILD, Backend, Bundle, Child, Connection, Ike, Path, Probe
-from cpe_agent.model.document import Document, DocumentError, Endpoint, Pair, Peer
+from cpe_agent.model.document import Class, Document, DocumentError, Endpoint, Pair, Peer
 
 # suite -> (IKE proposal, ESP proposal). ESP keys are refreshed with a key exchange of their own (forward secrecy).
 SUITES = {
@@ -68,8 +68,9 @@ def bundles(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Bund
         if any(document.peers[peer].dial for peer in peers):
             name = bundle_name(peers, class_)
             ids = tuple(sorted(pair.id for pair in pairs))
-            found.append(Bundle(name, f"{TRAFFIC_CHILD}-{name}", tuple(paths), ids))
-    return tuple(sorted(found))
+            needs = document.classes.get(class_, Class())
+            found.append(Bundle(name, f"{TRAFFIC_CHILD}-{name}", tuple(paths), ids, needs))
+    return tuple(sorted(found, key=lambda bundle: bundle.name))
 
 
 def probes(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Probe, ...]:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cpe_agent.cell import Cell
+from cpe_agent.core.budget import Budget
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.model.condition import Condition
@@ -57,10 +58,20 @@ class Readiness(msgspec.Struct, frozen=True):
     conditions: tuple[Condition, ...] = ()
 
 
+class Services(msgspec.Struct, frozen=True):
+    """What probes of servers say. `failing`: by bundle, the peers behind which all its probed servers fail although
+    they answer behind another. `trials`: by bundle, the path on which its servers are being tried besides the active
+    one."""
+
+    failing: Mapping[str, frozenset[str]] = {}
+    trials: Mapping[str, Path] = {}
+
+
 class Cells:
     """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
     (loops.planning); charon, targets, duplicates (loops.reconcile); verdicts (loops.probing); path_mtus
-    (loops.pathmtu); active, moves (loops.steering)."""
+    (loops.pathmtu); active, moves (loops.steering); budgets (loops.metering); services (loops.services); taken_out
+    (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -75,3 +86,6 @@ class Cells:
         self.path_mtus: Cell[dict[Target, int]] = Cell({})
         self.active: Cell[dict[str, Path | None]] = Cell({})
         self.moves: Cell[dict[tuple[str, str], int]] = Cell({})
+        self.budgets: Cell[dict[str, Budget]] = Cell({})
+        self.services: Cell[Services] = Cell(Services())
+        self.taken_out: Cell[frozenset[Path]] = Cell(frozenset())

@@ -6,7 +6,7 @@ import math
 
 import trio
 
-from cpe_agent.core.steer import Steering, step
+from cpe_agent.core.steer import Steering, View, step
 from cpe_agent.core.tunnels import carrying
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
@@ -20,8 +20,9 @@ async def steer_bundles(cells: Cells) -> None:
     bell = Bell()
     steering = Steering()
     wake_at = math.inf
+    facts = (cells.plan, cells.verdicts, cells.charon, cells.budgets, cells.services, cells.taken_out)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(ring_on_change, bell, "verdict", (cells.plan, cells.verdicts, cells.charon))
+        nursery.start_soon(ring_on_change, bell, "verdict", facts)
         while True:
             await bell.wait(wake_at)
             plan, charon = cells.plan.value, cells.charon.value
@@ -32,8 +33,13 @@ async def steer_bundles(cells: Cells) -> None:
             decision = step(
                 steering,
                 bundles,
-                cells.verdicts.value.tracks,
-                carrying(bundles, charon),
+                View(
+                    cells.verdicts.value.tracks,
+                    carrying(bundles, charon),
+                    cells.budgets.value,
+                    cells.services.value.failing,
+                    cells.taken_out.value,
+                ),
                 plan.document.policy.failback_s,
                 trio.current_time(),
             )

@@ -13,6 +13,8 @@ from enum import Enum
 
 import msgspec
 
+from cpe_agent.model.document import Class
+
 TABLE = "cpe_agent"
 CONNECTION_PREFIX = "cpe-"
 PROBE_CHILD = "probe"
@@ -205,13 +207,15 @@ class Probe(msgspec.Struct, frozen=True, order=True):
     misses: int
 
 
-class Bundle(msgspec.Struct, frozen=True, order=True):
-    """Pairs that move as one, in the traffic CHILD_SA `child`, on one of `paths` (best first)."""
+class Bundle(msgspec.Struct, frozen=True):
+    """Pairs that move as one, in the traffic CHILD_SA `child`, on one of `paths` (best first). `needs`: what their
+    class asks of a path."""
 
     name: str
     child: str
     paths: tuple[Path, ...]
     pairs: tuple[str, ...]
+    needs: Class = Class()
 
 
 class Dataplane(msgspec.Struct, frozen=True):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpe_agent.core.health import State, Track
-from cpe_agent.core.steer import GRACE_S, Steering, step
+from cpe_agent.core.steer import GRACE_S, Steering, View, step
 from cpe_agent.model.dataplane import Bundle, Path
 
 A, B, C = (Path(uplink, "centre", "a") for uplink in ("wired", "lte", "spare"))
@@ -79,24 +79,24 @@ def test_a_row(
     wake_at: float,
 ) -> None:
     steering = Steering({"centre": present}, {"centre": 0.0} if present is None else {})
-    decision = step(steering, (BUNDLE,), tracks, {"centre": carrying} if carrying else {}, FAILBACK_S, now)
+    decision = step(steering, (BUNDLE,), View(tracks, {"centre": carrying} if carrying else {}), FAILBACK_S, now)
     assert decision.steering.active == {"centre": target}
     assert [(m.source, m.target, m.reason) for m in decision.moves] == ([(present, target, reason)] if reason else [])
     assert decision.wake_at == wake_at
 
 
 def test_bundles_that_are_gone_are_forgotten() -> None:
-    decision = step(Steering({"old": A}, {"older": 0.0}), (), {A: good()}, {}, FAILBACK_S, 0.0)
+    decision = step(Steering({"old": A}, {"older": 0.0}), (), View({A: good()}), FAILBACK_S, 0.0)
     assert decision.steering == Steering() and decision.moves == ()
 
 
 def test_grace_counts_from_when_there_was_a_path_to_take() -> None:
     """However long nothing answered: the better of two that come up together is given its chance."""
-    decision = step(Steering(), (BUNDLE,), {A: NEW}, {}, FAILBACK_S, 10.0)
+    decision = step(Steering(), (BUNDLE,), View({A: NEW}), FAILBACK_S, 10.0)
     for now in (100.0, 100.0 + GRACE_S / 2):
-        decision = step(decision.steering, (BUNDLE,), {A: NEW, B: good()}, {}, FAILBACK_S, now)
+        decision = step(decision.steering, (BUNDLE,), View({A: NEW, B: good()}), FAILBACK_S, now)
         assert decision.moves == () and decision.wake_at == 100.0 + GRACE_S
-    decision = step(decision.steering, (BUNDLE,), {A: NEW, B: good()}, {}, FAILBACK_S, 100.0 + GRACE_S)
+    decision = step(decision.steering, (BUNDLE,), View({A: NEW, B: good()}), FAILBACK_S, 100.0 + GRACE_S)
     assert decision.steering.active["centre"] == B
 
 
@@ -132,7 +132,7 @@ def test_whatever_happens(
 ) -> None:
     steering = Steering({"centre": present}, {"centre": now - waited})
     at = {"centre": carrying} if carrying else {}
-    decision = step(steering, (BUNDLE,), tracks, at, FAILBACK_S, now)
+    decision = step(steering, (BUNDLE,), View(tracks, at), FAILBACK_S, now)
     chosen = decision.steering.active["centre"]
     up = [path for path in BUNDLE.paths if path in tracks and tracks[path].state is State.UP]
     unwilling = any(not tracks[path].ready and tracks[path].unready_rounds >= 3 for path in up)
@@ -149,7 +149,7 @@ def test_whatever_happens(
         assert move.reason == "adopted" or move.target is None or move.target in (up if unwilling else usable)
     assert decision.wake_at > now
     # At rest: the same facts again move nothing.
-    again = step(decision.steering, (BUNDLE,), tracks, at, FAILBACK_S, now)
+    again = step(decision.steering, (BUNDLE,), View(tracks, at), FAILBACK_S, now)
     assert again.moves == () or [m.reason for m in again.moves] == ["failback"] or chosen is None
     if chosen is not None and not [m for m in again.moves if m.reason == "failback"]:
         assert again.steering.active == decision.steering.active
@@ -161,7 +161,7 @@ def test_whatever_happens(
 )
 def test_adoption_moves_nothing_that_works(tracks: dict[Path, Track], carrying: Path) -> None:
     """Just after a restart: what the CHILD_SA lives on is only left if it is known to be down."""
-    decision = step(Steering(), (BUNDLE,), tracks, {"centre": carrying}, FAILBACK_S, 6.0)
+    decision = step(Steering(), (BUNDLE,), View(tracks, {"centre": carrying}), FAILBACK_S, 6.0)
     track = tracks.get(carrying)
     if track is not None and track.state is not State.DOWN:
         assert decision.steering.active["centre"] == carrying
