@@ -120,12 +120,14 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
     return Step(tuple(ops), remembered, min(waiting, default=None))
 
 
-def missing(wanted: Tunnels, observed: Charon) -> tuple[str, ...]:
-    """What is wanted and not there, in words; empty when charon is in sync. Paths that are being dialled count."""
+def altered(wanted: Tunnels, observed: Charon) -> tuple[str, ...]:
+    """What is not loaded as wanted, in words; empty when it is. SAs are another matter: they come and go."""
     found: list[str] = []
     if wanted.connections and not observed.credentials_loaded:
         found.append("credentials are not loaded")
     found += [f"connection {op.connection.stem} is not loaded" for op in _loads(wanted, observed)]
+    names = {connection.name for connection in wanted.connections}
+    found += [f"connection {name} is not wanted" for name in sorted(set(observed.connections) - names)]
     return tuple(found)
 
 
