@@ -19,7 +19,6 @@ from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Pa
 from cpe_agent.model.difference import Kind
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 
-
 DELETING = "DELETING"
 
 

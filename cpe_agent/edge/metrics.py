@@ -194,7 +194,7 @@ def _targets(status: Status) -> Iterator[Metric]:
     yield _counter("drift", "How often a target was found altered by somebody else.", "target", drift)
     success = _gauge(
         "reconcile_last_success_timestamp_seconds",
-        "When the target was last seen to, and nothing was refused.",
+        "When the target was last seen to.",
         "target",
     )
     for target in status.targets:

@@ -1,4 +1,4 @@
-"""Does the agent say that a target is in sync when `cpe-agent verify` would, and only then; and how soon does it look?"""
+"""Is a target called in sync when `cpe-agent verify` would call it so, and how soon does the agent look?"""
 
 from __future__ import annotations
 
