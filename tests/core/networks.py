@@ -44,17 +44,16 @@ def pairs(draw: st.DrawFn) -> list[Pair]:
     return found
 
 
-addresses_here = st.sampled_from(
-    ["10.101.0.7", "10.101.0.8", "10.101.0.200", "10.102.0.1", "fd00:101::7", "fd00:101::1"]
-)
-addresses_there = st.sampled_from(["10.10.0.1", "10.10.0.70", "10.50.0.5", "10.50.0.6", "fd00:10::1", "203.0.113.1"])
+ADDRESSES_HERE = ("10.101.0.7", "10.101.0.8", "10.101.0.200", "10.102.0.1", "fd00:101::7", "fd00:101::1")
+ADDRESSES_THERE = ("10.10.0.1", "10.10.0.70", "10.50.0.5", "10.50.0.6", "fd00:10::1", "203.0.113.1")
+ADDRESSES = (*ADDRESSES_HERE, *ADDRESSES_THERE)
 
 
 @st.composite
 def packets(draw: st.DrawFn) -> tuple[Packet, bool]:
     """A packet as it crosses, and whether it runs outward."""
     ends = draw(
-        st.tuples(addresses_here, addresses_there).filter(
+        st.tuples(st.sampled_from(ADDRESSES_HERE), st.sampled_from(ADDRESSES_THERE)).filter(
             lambda e: ipaddress.ip_address(e[0]).version == ipaddress.ip_address(e[1]).version
         )
     )
