@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import re
 import socket
-import struct
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
@@ -55,7 +53,7 @@ SAMPLED = range(1, 15)  # ten at once, and one more every ten seconds
 async def test_what_is_dropped_is_counted_and_a_sample_of_it_logged(laid: Wires, flood: Flood) -> None:
     firewall = NftablesFirewall()
     await firewall.apply([ReplaceTable(_logging_to_us(ruleset(branch(), Backend.USERLAND)))])
-    with _logged() as log:
+    with wires.logged(GROUP) as log:
         body = wires.transport(4, flood.protocol, SPORT, 443, False) + bytes(wires.MARKER_BYTES)
         data = wires.packet(flood.source, flood.destination, flood.protocol, body, flood.way[1])
         one = Sent(flood.way[0], 6 if ":" in flood.source else 4, data)
@@ -75,20 +73,6 @@ def _logging_to_us(table: Ruleset) -> Ruleset:
         for chain in table.chains
     )
     return msgspec.structs.replace(table, chains=chains)
-
-
-@contextmanager
-def _logged() -> Iterator[socket.socket]:
-    """What is logged to GROUP in this namespace."""
-    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as log:
-        log.settimeout(5)
-        # Bind the group, and have the packets themselves left out.
-        for attribute in (struct.pack("=HHB3x", 5, 1, 1), struct.pack("=HHIBx2x", 10, 2, 0, 1)):
-            body = struct.pack("!BBH", 0, 0, GROUP) + attribute
-            log.send(struct.pack("=IHHII", 16 + len(body), 4 << 8 | 1, 0x1 | 0x4, 1, 0) + body)
-            (code,) = struct.unpack_from("=i", log.recv(4096), 16)
-            assert code == 0, os.strerror(-code)
-        yield log
 
 
 def _words(log: socket.socket) -> list[str]:

@@ -51,6 +51,7 @@ _BUFFER_BYTES = 8 << 20
 _ARRIVED_S = 10.0
 
 _CTNETLINK, _CT_DELETE = 1, 2
+_ULOG = 4
 _NLM_F_REQUEST_ACK = 0x1 | 0x4
 _numbers = itertools.count()
 _ERROR_CODES = {4: (3, 1), 6: (1, 0)}  # ICMP destination unreachable: type, code
@@ -171,7 +172,7 @@ def error(about: bytes) -> bytes:
 
 async def delivered(laid: Wires, sent: Sequence[Sent], firewall: FirewallPort) -> dict[int, str]:
     """Which of these came out, by number, and where. Returns when each has come out or is counted as dropped."""
-    before = await _dropped(firewall)
+    before = await dropped(firewall)
     numbers = {next(_numbers): index for index in range(len(sent))}
     for number, index in numbers.items():
         one = sent[index]
@@ -180,17 +181,33 @@ async def delivered(laid: Wires, sent: Sequence[Sent], firewall: FirewallPort) -
     deadline = time.monotonic() + _ARRIVED_S
     while True:
         found |= {numbers[number]: name for number, name in laid.arrived()}
-        dropped = await _dropped(firewall) - before
-        if len(found) + dropped == len(sent):
+        lost = await dropped(firewall) - before
+        if len(found) + lost == len(sent):
             return found
-        assert len(found) + dropped < len(sent), "what came out is counted as dropped as well"
-        assert time.monotonic() < deadline, f"{len(found)} came out, {dropped} were dropped, {len(sent)} were sent"
+        assert len(found) + lost < len(sent), "what came out is counted as dropped as well"
+        assert time.monotonic() < deadline, f"{len(found)} came out, {lost} were dropped, {len(sent)} were sent"
         await trio.sleep(0.001)
 
 
-async def _dropped(firewall: FirewallPort) -> int:
+async def dropped(firewall: FirewallPort) -> int:
+    """Packets that our table has counted as dropped."""
     counters = await firewall.counters()
     return sum(packets for name, (packets, _) in counters.items() if name.startswith("drop "))
+
+
+@contextmanager
+def logged(group: int) -> Iterator[socket.socket]:
+    """What nftables logs to `group` in this namespace: messages of nfnetlink_log, with their packets whole."""
+    with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 12) as log:
+        log.settimeout(5)
+        bind, whole = struct.pack("=HHB3x", 5, 1, 1), struct.pack("=HH", 10, 2) + struct.pack("!IBx2x", 0xFFFF, 2)
+        for attribute in (bind, whole):
+            body = struct.pack("!BBH", 0, 0, group) + attribute
+            log.send(struct.pack("=IHHII", 16 + len(body), _ULOG << 8 | 1, _NLM_F_REQUEST_ACK, 1, 0) + body)
+            (code,) = struct.unpack_from("=i", log.recv(4096), 16)
+            if code:
+                raise OSError(-code, "nothing can be logged to this namespace")
+        yield log
 
 
 def forget_flows() -> None:
