@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from cpe_agent.core.selectors import covers
+from cpe_agent.core.selectors import uncovered
 from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
@@ -256,11 +256,7 @@ def _answering_ends(connection: Connection, sas: Iterable[IkeSa], stale: frozens
 
 
 def _covered(child: ChildSa, config: Child) -> bool:
-    return _inside(child.local_ts, config.local_ts) and _inside(child.remote_ts, config.remote_ts)
-
-
-def _inside(narrow: Iterable[str], wide: tuple[str, ...]) -> bool:
-    return all(any(covers(outer, inner) for outer in wide) for inner in narrow)
+    return not uncovered(child.local_ts, config.local_ts) and not uncovered(child.remote_ts, config.remote_ts)
 
 
 def _retry_after(connection: Connection, count: int) -> float:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from cpe_agent.core.selectors import covers
+from cpe_agent.core.selectors import uncovered
 from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.difference import Kind
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
@@ -117,8 +117,8 @@ def _child(child: ChildSa, connection: Connection | None, label: str) -> Iterato
 def _compared(child: ChildSa, config: Child) -> tuple[list[str], list[str]]:
     beyond, short = [], []
     for found, asked in ((child.local_ts, config.local_ts), (child.remote_ts, config.remote_ts)):
-        beyond += [inner for inner in found if not any(covers(outer, inner) for outer in asked)]
-        short += [inner for inner in asked if not any(covers(outer, inner) for outer in found)]
+        beyond += uncovered(found, asked)
+        short += uncovered(asked, found)
     return beyond, short
 
 

@@ -81,14 +81,13 @@ def _drop(reason: str) -> tuple[str, str]:
 def _breakout() -> tuple[str, ...]:
     # There is no way from a LAN to anything that is not protected. Routing says so too, but counts nothing.
     return tuple(
-        f'iifname @lans {IP[v]} daddr != @protected{v} fib daddr type unicast jump drop_breakout'
-        for v in (4, 6)
+        f"iifname @lans {IP[v]} daddr != @protected{v} fib daddr type unicast jump drop_breakout" for v in (4, 6)
     )
 
 
 def _unspoofed() -> list[str]:
     # Only the source is judged: where it goes is the pairs' matter.
-    return [f'iifname . {IP[v]} saddr != @lan_sources{v} jump drop_spoofed' for v in (4, 6)]
+    return [f"iifname . {IP[v]} saddr != @lan_sources{v} jump drop_spoofed" for v in (4, 6)]
 
 
 def _clamp() -> tuple[str, ...]:
@@ -120,7 +119,7 @@ def _reply(v: int) -> str:
 
 def _input(came: str, hub: bool) -> tuple[str, ...]:
     cleartext = [
-        f'iifname @uplinks {IP[v]} {side} @protected{v} jump drop_cleartext'
+        f"iifname @uplinks {IP[v]} {side} @protected{v} jump drop_cleartext"
         for side in ("saddr", "daddr")
         for v in (4, 6)
     ]
@@ -186,11 +185,11 @@ def _ike_init() -> tuple[str, ...]:
     for v in (4, 6):
         known = f"{IP[v]} saddr . udp sport @ike_known{v}"
         again = f"update @ike_again{v} {{ {IP[v]} saddr . udp sport {INIT_KNOWN} }}"
-        rules += [f'{known} {again} jump drop_ike_init_known', f"{known} accept"]
+        rules += [f"{known} {again} jump drop_ike_init_known", f"{known} accept"]
     for v in (4, 6):
         source = f"update @ike_init{v} {{ {IP[v]} saddr {INIT_PER_SOURCE} }}"
-        rules.append(f'{source} jump drop_ike_init_source')
-    return (*rules, f'{INIT_IN_ALL} jump drop_ike_init_all')
+        rules.append(f"{source} jump drop_ike_init_source")
+    return (*rules, f"{INIT_IN_ALL} jump drop_ike_init_all")
 
 
 def _acquaint() -> list[str]:
@@ -213,14 +212,14 @@ def _output(goes: str, hub: bool) -> tuple[str, ...]:
             f"{to_protected} {goes} meta l4proto {ICMP[v]} ct state related accept",
             f"{IP[v]} daddr @probed{v} {goes} {ECHO[v]} accept",
             f"{IP[v]} saddr @site{v} {goes} {_original(v)} @local_pairs{v} accept",
-            f'{to_protected} jump drop_cleartext',
+            f"{to_protected} jump drop_cleartext",
             # An inner address has no business on an uplink, wherever it goes: also not what was begun while its way
             # still led through a tunnel.
-            f'oifname @uplinks {IP[v]} saddr @protected{v} jump drop_cleartext',
+            f"oifname @uplinks {IP[v]} saddr @protected{v} jump drop_cleartext",
         ]
     # Our kernel would answer what it does not forward, and fragments that never become whole, to whatever source they
     # claim: a site says nothing to the internet, least of all to a protected address.
     errors = "{ destination-unreachable, time-exceeded, parameter-problem }"
     for icmp in ("icmp", "icmpv6"):
-        rules.append(f'oifname @uplinks {icmp} type {errors} jump drop_uplink_output')
+        rules.append(f"oifname @uplinks {icmp} type {errors} jump drop_uplink_output")
     return tuple(rules)
