@@ -181,12 +181,12 @@ class Reconciler:
         if not self._closed:
             wanted = msgspec.structs.replace(wanted, forwarding=frozenset())
         try:
-            observed, strangers = await self._routes.read(), await self._routes.strangers()
+            observed = await self._routes.read()
             mtus = self._cells.path_mtus.value
             looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding)
             if self._routes_at_rest is not None and all(map(operator.is_, looked_at, self._routes_at_rest)):
                 # A hub has ten thousand routes and more: what was in sync is, while nothing of it is another object.
-                self._routes_target.seen(not strangers)
+                self._routes_target.seen(not await self._routes.strangers())
                 return
             self._routes_at_rest = None
             wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
@@ -194,6 +194,7 @@ class Reconciler:
             ops = routes.diff(wanted, observed)
             if ops:
                 await self._routes.apply(ops)
+            strangers = await self._routes.strangers()
         except EdgeError as error:
             self._routes_target.failed(error)
             return
