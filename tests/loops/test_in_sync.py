@@ -7,6 +7,7 @@ import trio
 from trio.testing import MockClock
 
 from cpe_agent.core.verify import verify
+from cpe_agent.loops.reconcile import glance_pause_s
 from cpe_agent.model.dataplane import Child, Connection, Ike, Route, stem_of
 from cpe_agent.model.observed import Link
 from cpe_agent.model.ops import LoadConnection, LoadCredentials, TerminateChild, UnloadConnection
@@ -141,20 +142,5 @@ async def test_what_charon_tells_nobody_is_noticed_soon(autojump_clock: MockCloc
         assert {stem_of(sa.connection) for sa in after.ike_sas} == {stem_of(sa.connection) for sa in before.ike_sas}
 
 
-async def test_glancing_costs_little_where_it_takes_long(autojump_clock: MockClock) -> None:
-    """As on a hub with very many connections on a slow router."""
-    world = World()
-    world.publish(branch())
-    glances = 0
-    glance = world.charon.glance
-
-    async def slow_glance() -> object:
-        nonlocal glances
-        glances += 1
-        await trio.sleep(0.1)
-        return await glance()
-
-    world.charon.glance = slow_glance  # type: ignore[assignment]
-    async with world.agent():
-        await trio.sleep(100)
-        assert 15 <= glances <= 25  # 2 % of the time
+def test_glancing_is_paced_by_what_there_is_to_look_at() -> None:
+    assert [glance_pause_s(count) for count in (0, 4, 2000, 10_000)] == [1.0, 1.0, 1.0, 5.0]
