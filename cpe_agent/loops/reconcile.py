@@ -40,8 +40,8 @@ log = get_logger()
 
 # Events say when something changed; this is for the event that got lost.
 BACKSTOP_S = 10.0
-# charon tells nobody what is loaded, unloaded or cleared. A glance costs charon and us 1 ms, and some 3 us more for each
-# connection: so paced, less than 1 % of a core however many there are.
+# charon tells nobody what is loaded, unloaded or cleared. A glance costs charon and us 1 ms, and some 3 us more for
+# each connection: so paced, less than 1 % of a core however many there are.
 GLANCE_S = 1.0
 GLANCE_CONNECTIONS = 2000
 
