@@ -69,6 +69,7 @@ def wanted(name: str) -> Tunnels:
         for uplink, a in branch.addresses.items()
     }
     found["lan0"] = Link("lan0", True, (LinkAddress(str(branch.lan[1]), 24),))
+    found[Backend.USERLAND.device] = Link(Backend.USERLAND.device, True)
     identity = load_identity(home / "certificate.pem", home / "key.pem").name
     dataplane, obstacles = compile_dataplane(document, Links(found), Site(identity, Backend.USERLAND))
     assert not obstacles, obstacles
