@@ -77,6 +77,10 @@ charon-systemd {{
     routing_table_prio = {priority}
     install_virtual_ip = no
 
+    # Paths are pinned to addresses, and routes are no business of charon's. A hub's thousands in a burst made it lose
+    # what comes with them on the same socket: addresses, without which it refuses every CHILD_SA from then on.
+    process_route = no
+
     # Once a second, more than a loaded cellular link's round trip: a path that heals, or a hub that is back, is met by
     # the next repeat, not after a pause that has grown to seconds. A dead peer is given up after 9 s.
     # Jitter only shortens: a hub's branches must not repeat in step.
