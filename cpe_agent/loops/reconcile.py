@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing
 
 import msgspec
 import trio
@@ -285,12 +285,15 @@ class Reconciler:
     async def _glance_at_charon(self) -> None:
         """For what it sends no event of."""
         while True:
-            # Who asks for more will be told that charon is not there.
-            with suppress(EdgeError):
+            try:
                 async with self._tunnels_lock:
                     glance, known = await self._tunnels.glance(), self._cells.charon.value
-                if known is not None and glance.differs(known):
-                    self.tunnels_bell.ring(TUNNELS)
+                altered = known is not None and glance.differs(known)
+            except EdgeError:
+                # It is away, or hangs without a word: a pass will say so.
+                altered = True
+            if altered:
+                self.tunnels_bell.ring(TUNNELS)
             known = self._cells.charon.value or Charon()
             await trio.sleep(glance_pause_s(len(known.connections)))
 

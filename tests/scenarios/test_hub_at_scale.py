@@ -42,7 +42,7 @@ PATHS_EACH = 2
 TIMES_CHARONS_OWN = 4.0
 SAMPLE = 300  # connections, to know charon's own speed by
 LOAD_S, JOIN_S, EDIT_S, RETURN_S = 60.0, 40.0, 20.0, 60.0
-HUNG_S, QUIET_S = DEFAULT_TIMEOUT_S + 12.0, 10.0
+HUNG_S, QUIET_S = 2 * DEFAULT_TIMEOUT_S + 5.0, 10.0  # a glance finds it out, then a pass
 # Sets of subnets in which neighbours share an element.
 COVERING = ("protected4: ", "probed4: ")
 Range = tuple[int, int]  # first and last address
