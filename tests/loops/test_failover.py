@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import msgspec
+import pytest
 import trio
 from trio.testing import MockClock
 
-from cpe_agent.model.dataplane import Ruleset
+from cpe_agent.model.dataplane import MAIN, Route, Ruleset
 from cpe_agent.model.observed import Link
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, branch
 from tests.loops.story import Line, expect
@@ -188,6 +189,31 @@ async def test_that_a_lost_link_counts_at_once(autojump_clock: MockClock) -> Non
         assert {line.at_s for line in moved} == {fault_at}
         assert all("path_down_link" in line.text for line in moved)
         assert "UplinkDown wired" in await agent.conditions()
+        assert world.carried() == ON_LTE
+
+
+@pytest.mark.parametrize("goes", ["carrier", "device"])
+async def test_that_a_lost_link_waits_for_no_reading(autojump_clock: MockClock, goes: str) -> None:
+    """Rules, routes and links are listed beside it, for as long as that takes."""
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        world.kernel_takes_s = world.reading_takes_s = 2.0
+        # A listing is under way already.
+        world.routes.foreign_routes.add(Route(MAIN, "192.0.2.0/24", "lan0"))
+        world.routes.set_carrier("lan0", False)
+        await trio.sleep(0.5)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        if goes == "carrier":
+            world.routes.set_carrier("wired", False)
+        else:
+            world.routes.remove_link("wired")
+        await trio.sleep(0.5)
+        assert {line.at_s for line in world.story.events("bundle_moved", fault_at)} == {fault_at}
+        started = [line for line in world.story.since(fault_at, "tunnels") if "initiate lte" in str(line)]
+        assert len(started) == 3 and started[0].at_s == fault_at
         assert world.carried() == ON_LTE
 
 
