@@ -60,7 +60,7 @@ BROWNOUT = Measure(
     "s",
     "until traffic leaves an uplink that loses 10 % or is slower than its class allows",
     limit=5,
-    runs=12,
+    runs=8,
     take=brownout,
     setting=Setting(
         described={"classes": {"default": {"latency_ms": LATENCY_MS, "loss_percent": LOSS_PERCENT}}},

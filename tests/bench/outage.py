@@ -62,19 +62,6 @@ def _heal(lab: Lab) -> None:
     lab.site(SITE).uplink(UPLINK).heal()
 
 
-def _kill_hub(lab: Lab) -> None:
-    # Before its processes die: what the kernel of a dying machine still says must not reach anybody.
-    for uplink in lab.site(HUB).uplinks.values():
-        uplink.blackhole()
-    lab.site(HUB).kill()
-
-
-def _revive_hub(lab: Lab) -> None:
-    for uplink in lab.site(HUB).uplinks.values():
-        uplink.heal()
-    lab.site(HUB).start()
-
-
 LINK_DOWN = _uplink_fault(
     "cable pulled", lambda lab: lab.site(SITE).uplink(UPLINK).cut(), lambda lab: lab.site(SITE).uplink(UPLINK).restore()
 )
@@ -82,8 +69,8 @@ BLACKHOLE = _uplink_fault("blackhole", _blackhole("both"), _heal)
 ONE_WAY = tuple(_uplink_fault(f"blackhole {way}", _blackhole(way), _heal) for way in ("up", "down"))
 HUB_DEATH = Fault(
     "hub dead",
-    _kill_hub,
-    _revive_hub,
+    lambda lab: lab.site(HUB).vanish(),
+    lambda lab: lab.site(HUB).reappear(),
     server="centre-shared",
     twin="cloud-shared",
     home=watch.carried("centre+cloud", uplink=UPLINK, peer=HUB),
