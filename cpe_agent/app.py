@@ -53,8 +53,8 @@ from cpe_agent.settings import Settings
 log = get_logger()
 
 CONTROL_SOCKET = "control.sock"
-# Worker threads read listings. A failover has some ten turns of the event loop, and at each of them a thread that computes
-# would keep it waiting for this long; with Python's own 5 ms that is half of what a failover may take.
+# Worker threads read listings. A failover has some ten turns of the event loop, and at each a thread that computes
+# keeps it waiting for this long; with Python's own 5 ms that is half of what a failover may take.
 SWITCH_S = 0.0005
 
 

@@ -43,7 +43,7 @@ def undisturbed(lab: Lab, *ends: tuple[str, str]) -> Iterator[None]:
         yield
         results = [flow.stop() for flow in flows]
     for (client, server), result in zip(ends, results, strict=True):
-        assert result.up.sent > 100 and result.lost == 0, f"{client} to {server}: {result}"
+        assert result.up.sent > 50 and result.lost == 0, f"{client} to {server}: {result}"
 
 
 def wait_flows_again(flow: Flow, timeout_s: float = MOVE_S) -> None:
@@ -61,8 +61,8 @@ def wait_flows_again(flow: Flow, timeout_s: float = MOVE_S) -> None:
 def assert_short(result: FlowResult, outages: int = 1) -> None:
     """There were no more than so many outages, none of them long."""
     assert 0 < result.longest_gap_ms < OUTAGE_MS, result
-    # 100 packets a second each way.
-    assert result.lost <= outages * 2 * OUTAGE_MS / 10, result
+    # 100 packets a second. What a dead hub's server goes on sending is lost, and nobody's loss.
+    assert result.up.lost <= outages * OUTAGE_MS / 10, result
 
 
 def test_that_a_cut_link_fails_over_and_heals(lab: Lab) -> None:
