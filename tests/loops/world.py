@@ -25,7 +25,7 @@ from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.model.condition import Status
 from cpe_agent.model.dataplane import Backend, Routes, Ruleset, stem_of
 from cpe_agent.model.document import Document
-from cpe_agent.model.observed import IkeSa, Link, LinkAddress, Links
+from cpe_agent.model.observed import Charon, IkeSa, Link, LinkAddress, Links
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 from tests.fakes.charon import Answer, FakeCharon
 from tests.fakes.controller import FakeController
@@ -55,10 +55,10 @@ class World:
 
     def __init__(self, site: str = SITE, identity: str = IDENTITY, links: tuple[Link, ...] = LINKS) -> None:
         self.story = Story()
-        self.charon = FakeCharon()
+        self.charon = _PatientCharon(self)
         self.firewall = _PatientFirewall(self)
         self.kernel_takes_s = 0.0  # to apply rules, and routes
-        self.reading_takes_s = 0.0  # rules, routes and links: a long list, a busy processor
+        self.reading_takes_s = 0.0  # rules, routes, links and IKE_SAs: a long list, a busy processor
         self.routes = _PatientRoutes(self)
         self.controller = FakeController()
         self.store = FakeStore()
@@ -204,6 +204,18 @@ class _Spinning(trio.abc.Instrument):
         if self._steps > STEPS_AT_ONCE and not self.found:
             self.found = True
             self._scope.cancel()
+
+
+class _PatientCharon(FakeCharon):
+    """Lists as slowly as the world says."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    async def read(self) -> Charon:
+        await trio.sleep(self._world.reading_takes_s)
+        return await super().read()
 
 
 class _PatientFirewall(FirewallFake):
