@@ -301,7 +301,8 @@ class Reconciler:
         # As of now: what was moved during the look and is started already must not be taken for a stray.
         plan = self._locked_plan
         assert plan is not None
-        wanted = msgspec.structs.replace(self._wanted_tunnels(plan), stale=self._look_at_branches(plan, observed))
+        wanted = self._wanted_tunnels(plan)
+        wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
         looked_at = (wanted, self._cells.charon.value)
         if self._tunnels_at_rest == looked_at:
             self._tunnels_target.succeeded(0)
