@@ -84,8 +84,9 @@ class RoutePort(Protocol):
     async def links(self) -> Links:
         """Interfaces, their addresses, carriers and default gateways."""
 
-    def changes(self) -> AsyncGenerator[None, None]:
-        """Yields when links, addresses, routes or rules changed (anybody's)."""
+    def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        """Yields when links, addresses, routes or rules changed (anybody's): the interfaces that have just lost their
+        carrier or are gone. `links` then says what is there; it may say that one of these is back."""
 
 
 class ProbePort(Protocol):

@@ -120,6 +120,20 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
     return Step(tuple(ops), remembered, min(waiting, default=None))
 
 
+def head_start(wanted: Tunnels, known: Charon, attempts: Attempts, now: float) -> Step:
+    """Traffic children that are missing where they belong, on IKE_SAs that were established when charon was last asked.
+
+    Traffic waits for them, and a listing takes time: on a hub with two thousand branches, a second. If all has changed
+    since, charon refuses or finds nothing to do, and the look that follows sees to it.
+    """
+    ready = {sa.connection for sa in known.ike_sas if sa.established and sa.connection in known.connections}
+    able = tuple(c for c in wanted.connections if c.path in wanted.active and c.name in ready)
+    found = step(msgspec.structs.replace(wanted, connections=able), known, attempts, now)
+    ops = tuple(op for op in found.ops if isinstance(op, Initiate) and op.child != PROBE_CHILD)
+    made = {(op.connection, op.child): found.attempts[op.connection, op.child] for op in ops}
+    return Step(ops, {**attempts, **made}, None)
+
+
 def altered(wanted: Tunnels, observed: Charon) -> tuple[str, ...]:
     """What is not loaded as wanted, in words; empty when it is. SAs are another matter: they come and go."""
     found: list[str] = []

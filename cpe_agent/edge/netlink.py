@@ -72,8 +72,8 @@ class Netlink:
         """Interfaces, their addresses, carriers and default gateways."""
         return await trio.to_thread.run_sync(_blocking, "links", linkwatch.read_links)
 
-    def changes(self) -> AsyncGenerator[None, None]:
-        """Yields once when it has subscribed, then after each burst of changes, ours included."""
+    def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        """Yields once when it has subscribed, then after each burst of changes, ours included; the links just lost."""
         return linkwatch.changes()
 
     def _read(self, now_s: float) -> Routes:
