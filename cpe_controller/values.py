@@ -136,13 +136,14 @@ def classes(fields: Mapping[str, Field]) -> dict[str, document.Class]:
     found: dict[str, document.Class] = {}
     for name, field in fields.items():
         named(field, name)
-        record = field.record((), ("latency_ms", "jitter_ms", "loss_percent", "metered"))
+        record = field.record((), ("latency_ms", "jitter_ms", "loss_percent", "metered", "uplinks"))
         metered = record["metered"].choice("always", "budget", "never") if "metered" in record else "always"
         found[name] = document.Class(
             latency_ms=_positive(record.get("latency_ms")),
             jitter_ms=_positive(record.get("jitter_ms")),
             loss_percent=_percent(record.get("loss_percent")),
             metered=cast(Literal["always", "budget", "never"], metered),
+            uplinks=tuple(named(item, item.text()) for item in record.items("uplinks")),
         )
     return found
 

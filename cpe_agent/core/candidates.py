@@ -4,19 +4,19 @@ Pure. In: a bundle (its paths ranked: best peer first, then the uplink that its 
 endpoint), what is known (`View`), and the grades of its paths. Out: the candidates, best first. What a path must have
 to be one, and what then counts, most important first:
 
-| must have                                                                                                         |
-|-------------------------------------------------------------------------------------------------------------------|
-| it is up, and its peer is ready to serve: while one path says no, none of that peer's paths is a candidate         |
-| its uplink has not spent its monthly bytes, or the class uses metered uplinks `always`                             |
+| must have                                                                                                  |
+|------------------------------------------------------------------------------------------------------------|
+| it is up, and its peer is ready to serve: while one path says no, none of that peer's paths is a candidate |
+| its uplink has not spent its monthly bytes, or the class uses metered uplinks `always`                     |
 
-| then better is                        | because                                                                   |
-|---------------------------------------|---------------------------------------------------------------------------|
-| not taken out by a drill              | the drill is over soon, and must see that the traffic can live elsewhere   |
-| servers answer behind its peer        | a path to servers that are dead is no path                                |
-| its budget is not near its end        | for `metered: budget`; near is not spent: it stays rather than to stop     |
-| it keeps to the class's limits        | a second-best peer that is heard is better than the best one that is not   |
-| it has answered when it was last asked | who is asked and silent is dead or asleep; nobody knows yet               |
-| its rank                              |                                                                           |
+| then better is                         | because                                                                  |
+|----------------------------------------|--------------------------------------------------------------------------|
+| not taken out by a drill               | the drill is over soon, and must see that the traffic can live elsewhere |
+| servers answer behind its peer         | a path to servers that are dead is no path                               |
+| its budget is not near its end         | for `metered: budget`; near is not spent: it stays rather than to stop   |
+| it keeps to the class's limits         | a second-best peer that is heard is better than the best one that is not |
+| it has answered when it was last asked | who is asked and silent is dead or asleep; nobody knows yet              |
+| its rank                               |                                                                          |
 """
 
 from __future__ import annotations

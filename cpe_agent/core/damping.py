@@ -18,6 +18,8 @@ AGAIN_S = 15.0
 LONGEST = 5
 # What is half forgotten of one failure is not another one.
 TWICE = 1.5
+# More are not remembered: ten minutes after a bad hour it is over.
+MOST = 6.0
 
 
 class Damping(msgspec.Struct, frozen=True):
@@ -28,12 +30,12 @@ class Damping(msgspec.Struct, frozen=True):
 
     def level(self, now: float, half_life_s: float = HALF_LIFE_S) -> float:
         """How many failures are remembered now."""
-        return float(self.count * 0.5 ** ((now - self.at) / half_life_s)) if self.count else 0.0
+        return self.count * math.exp2((self.at - now) / half_life_s) if self.count else 0.0
 
 
 def failed(damping: Damping, now: float, half_life_s: float = HALF_LIFE_S) -> Damping:
     """One more."""
-    return Damping(damping.level(now, half_life_s) + 1, now)
+    return Damping(min(MOST, damping.level(now, half_life_s) + 1), now)
 
 
 def hold_s(damping: Damping, failback_s: float) -> float:
@@ -44,5 +46,5 @@ def hold_s(damping: Damping, failback_s: float) -> float:
     """
     if damping.count < TWICE:
         return failback_s
-    grown = max(failback_s * 2.0 ** min(damping.count - 1, 10.0), AGAIN_S)
+    grown = max(failback_s * math.exp2(min(damping.count - 1, 10.0)), AGAIN_S)
     return min(grown, max(AGAIN_S, failback_s * LONGEST))

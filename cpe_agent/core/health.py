@@ -5,24 +5,24 @@ a round is answered when an echo of it comes back, and missed when none has come
 (smoothed round trip plus four deviations, at least 50 ms, so that a slow path is not a dead one). Only answers keep a
 path up. What is known for certain (no IKE_SA, no link, no address, no gateway) counts at once.
 
-| state   | event                                     | new state | why |
-|---------|-------------------------------------------|-----------|-----|
-| unknown | a round answered                          | up        | it has not failed yet: no need to earn trust back |
-| unknown | `misses` rounds missed in a row           | down      | fell: its IKE_SA is up and nothing comes through |
-| up      | `misses` rounds missed in a row           | down      | fell: `stable_since` starts anew, `falls` counts one |
-| up      | IKE_SA gone, link lost                    | down      | fell likewise; an IKE_SA that goes with a fall is no second one |
-| down    | `RECOVER` rounds answered in a row        | up        | hysteresis |
-| unknown | IKE_SA gone                               | unknown   | it is still being dialled for the first time |
-| any     | answer to a round already counted missed  | as above  | late is not lost: the patience grows with it |
-| any     | an extra round missed                     | no change | sent to measure a path in doubt; it counts as loss only |
+| state   | event                                    | new state | why                                               |
+|---------|------------------------------------------|-----------|---------------------------------------------------|
+| unknown | a round answered                         | up        | it has not failed yet: no need to earn trust back |
+| unknown | `misses` rounds missed in a row          | down      | fell: its IKE_SA is up and nothing comes through  |
+| up      | `misses` rounds missed in a row          | down      | fell: `stable_since` anew, `falls` counts one     |
+| up      | IKE_SA gone, link lost                   | down      | fell; but charon's late word is no second fall    |
+| down    | `RECOVER` rounds answered in a row       | up        | hysteresis                                        |
+| unknown | IKE_SA gone                              | unknown   | it is still being dialled for the first time      |
+| any     | answer to a round already counted missed | as above  | late is not lost: the patience grows with it      |
+| any     | an extra round missed                    | no change | it measures a path in doubt: loss only            |
 
 How good an up path is, `core.quality` says by the window of its rounds (`core.window`); how long one that fell must be
 well before traffic returns, `hold_s` by its falls (`core.damping`).
 
-A modem that has been idle wakes up first: the first answers come a second or three late. A round that an up path is sent
-after `IDLE_S` of silence, and those sent until the modem has answered, have until `WAKE_S` after the first of them. What
-comes later than the path's own patience then says that the path is alive, and nothing of its latency. So a path that
-died while it was idle is found `WAKE_S` and `misses` - 1 quick rounds after it was asked.
+A modem that has been idle wakes up first: the first answers come a second or three late. A round that an up path is
+sent after `IDLE_S` of silence, and those sent until the modem has answered, have until `WAKE_S` after the first of
+them. What comes later than the path's own patience then says that the path is alive, and nothing of its latency. So a
+path that died while it was idle is found `WAKE_S` and `misses` - 1 quick rounds after it was asked.
 
 A path that stays down with an IKE_SA that charon still believes in is dialled anew (`dead`) after `REDIAL_AFTER_S`, so
 that a short gap of a single uplink heals by itself; the wait doubles while redialling does not help.
@@ -222,9 +222,7 @@ def answered(track: Track, sequence: int, from_ready: bool, rtt_s: float, now: f
 def tick(track: Track, now: float) -> Track:
     """Judge the rounds whose time has run out."""
     patience_s = track.patience_s
-    due = {
-        n: r for n, r in track.rounds.items() if now >= max(r.sent_at + patience_s, r.until) and not r.missed
-    }
+    due = {n: r for n, r in track.rounds.items() if now >= max(r.sent_at + patience_s, r.until) and not r.missed}
     if not due:
         return track
     rounds = dict(track.rounds)

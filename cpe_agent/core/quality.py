@@ -4,22 +4,23 @@ Pure: one `Grade` per (bundle, path), stepped with what the path's window says (
 class may name limits for latency (round trip), jitter and loss. One that names no loss has `HEAVY_LOSS_PERCENT`, since
 a path that loses more than that is bad for everybody; without limits latency and jitter are not asked after.
 
-| grade    | event                                                            | new grade | why                    |
-|----------|------------------------------------------------------------------|-----------|------------------------|
-| good     | over a limit at every look for `ENTER_S`                         | degraded  | `lapses` counts one    |
-| degraded | well under all limits at every look for `LEAVE_S`                | good      | `since` starts anew    |
-| any      | too few rounds to say anything                                   | no change | nothing is measured    |
+| grade    | event                                             | new grade | why                 |
+|----------|---------------------------------------------------|-----------|---------------------|
+| good     | over a limit at every look for `ENTER_S`          | degraded  | `lapses` counts one |
+| degraded | well under all limits at every look for `LEAVE_S` | good      | `since` starts anew |
+| any      | too few rounds to say anything                    | no change | nothing is measured |
 
 Over and well are apart, so that a path at its limit does not go to and fro:
 
-| figure          | over                                                        | well                          |
-|-----------------|-------------------------------------------------------------|-------------------------------|
-| latency, jitter | more than the limit                                         | at most `EASE` of it          |
-| loss            | more than the limit even without one of the missed rounds,  | at most half of it, without   |
-|                 | and missed in `GAPS` places at least                        | one of the missed rounds      |
+| figure          | over                                                       | well                        |
+|-----------------|------------------------------------------------------------|-----------------------------|
+| latency, jitter | more than the limit                                        | at most `EASE` of it        |
+| loss            | more than the limit even without `FORGIVEN` missed rounds, | at most half of it, without |
+|                 | and missed in `GAPS` places at least                       | one of the missed rounds    |
 
-One missed round in fifty is 2 %: it is forgiven, else a limit of 1 % could not be kept by any real link. A link that is
-away for a moment has one gap in its rounds; whether that is a failure is for `core.health` to say.
+One missed round in fifty is 2 %: a few are forgiven, else a limit of 1 % could not be kept by any real link, and one
+that loses 1 % would now and then be taken for one that loses 5 %. A link that is away for a moment has one gap in its
+rounds; whether that is a failure is for `core.health` to say.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ ENTER_S = 0.5
 LEAVE_S = 5.0
 EASE = 0.8
 GAPS = 3
+FORGIVEN = 2
+# Fewer rounds are what a path shows without a closer look; then as many more are forgiven, and the closer look decides.
+MANY = 60
 # Of two paths that both fail a class, the other must be better by this factor to be worth a move.
 CLEARLY = 0.5
 # A limit of 0 % is kept as one of 0.1 %: nothing can be shown to lose nothing.
@@ -89,15 +93,20 @@ def judge(grade: Grade, needs: Class, figures: Figures, now: float) -> Grade:
 def breach(needs: Class, figures: Figures) -> Breach | None:
     """The limit that is exceeded most, by its ratio; None: none is."""
     found = [one for one in _measured(needs, figures) if one.measured > one.allowed]
-    if figures.gaps < GAPS or _forgiving_loss_percent(figures) <= _loss_limit_percent(needs):
+    if figures.gaps < GAPS or _loss_percent_without(_forgiven(figures), figures) <= _loss_limit_percent(needs):
         found = [one for one in found if one.unit != "%"]
     return max(found, key=lambda one: one.measured / one.allowed, default=None)
+
+
+def keeps(needs: Class, figures: Figures) -> bool:
+    """Under all limits, and nothing forgiven but a single missed round: good enough to be moved to."""
+    return breach(needs, figures) is None and _loss_percent_without(1, figures) <= _loss_limit_percent(needs)
 
 
 def well(needs: Class, figures: Figures) -> bool:
     """Well under all limits?"""
     eased = all(one.measured <= EASE * one.allowed for one in _measured(needs, figures) if one.unit != "%")
-    return eased and _forgiving_loss_percent(figures) <= _loss_limit_percent(needs) / 2
+    return eased and _loss_percent_without(1, figures) <= _loss_limit_percent(needs) / 2
 
 
 def strain(needs: Class, figures: Figures) -> float:
@@ -124,5 +133,9 @@ def _loss_limit_percent(needs: Class) -> float:
     return max(limit, LOSS_FLOOR_PERCENT)
 
 
-def _forgiving_loss_percent(figures: Figures) -> float:
-    return 100 * max(0, figures.missed - 1) / figures.rounds if figures.rounds else 0.0
+def _forgiven(figures: Figures) -> int:
+    return FORGIVEN if figures.rounds >= MANY else 2 * FORGIVEN
+
+
+def _loss_percent_without(forgiven: int, figures: Figures) -> float:
+    return 100 * max(0, figures.missed - forgiven) / figures.rounds if figures.rounds else 0.0

@@ -5,12 +5,12 @@ CHILD_SAs (unique ids) that are to be made anew, and conditions. Theory of opera
 and the probe CHILD_SA; that the traffic CHILD_SA works at both ends shows only in its own bytes. charon is looked at
 when anything happens, and every few seconds in any case, which is often enough here.
 
-| bundle  | a look sees                                                     | then                                        |
-|---------|-----------------------------------------------------------------|---------------------------------------------|
-| any     | more bytes in, or another CHILD_SA, path or path that is down   | heard: it starts anew; bytes in also forget |
-|         |                                                                 | how often it was made anew                  |
-| heard   | more bytes out, none in                                         | asking, since then                          |
-| asking  | `SILENT_S` or longer after, still more bytes out and none in    | made anew, once; then after twice the wait  |
+| bundle | a look sees                                                  | then                                        |
+|--------|--------------------------------------------------------------|---------------------------------------------|
+| any    | more bytes in; or another CHILD_SA; or the path is down      | heard: it starts anew; bytes in also forget |
+|        |                                                              | how often it was made anew                  |
+| heard  | more bytes out, none in                                      | asking, since then                          |
+| asking | `SILENT_S` or longer after, still more bytes out and none in | made anew, once; then after twice the wait  |
 
 Traffic that is one way by nature cannot be told from this. So the wait doubles up to an hour, and `BundleSilent` turns
 from a fault into a remark once `REMADE_MAX` attempts have changed nothing: then it is not the CHILD_SA.
@@ -37,7 +37,8 @@ SILENT_BYTES = 1000
 
 class Ear(msgspec.Struct, frozen=True):
     """What the looks at a bundle's CHILD_SA have seen. `since`: when its bytes went out in vain for the first time
-    (None: they did not), `sent`: how many had gone out by then. `remade`: how often in vain."""
+    (None: they did not), `sent`: how many had gone out by then. `remade`: how often in vain; `doomed`: it is to be made
+    anew, and still there."""
 
     child: int
     bytes_in: int
@@ -45,6 +46,7 @@ class Ear(msgspec.Struct, frozen=True):
     since: float | None = None
     sent: int = 0
     remade: int = 0
+    doomed: bool = False
 
     @property
     def wait_s(self) -> float:
@@ -84,8 +86,9 @@ def step(
             continue
         ear = _listen(before, child, now)
         if ear.since is not None and now >= ear.since + ear.wait_s and child.bytes_out >= ear.sent + SILENT_BYTES:
+            ear = msgspec.structs.replace(ear, since=None, remade=ear.remade + 1, doomed=True)
+        if ear.doomed:
             remake.add(child.unique_id)
-            ear = msgspec.structs.replace(ear, since=None, remade=ear.remade + 1)
         if ear.remade:
             found.append(_condition(bundle, path, ear))
         heard[bundle.name] = ear
@@ -124,7 +127,7 @@ def _condition(bundle: Bundle, path: Path, ear: Ear) -> Condition:
         )
         return Condition("BundleSilent", bundle.name, reason)
     reason = (
-        f"bytes go out on {path} and none come in; {ear.remade} new CHILD_SAs changed nothing, so it is not the tunnel: "
-        f"the traffic is one way, or the servers behind {path.peer} do not answer"
+        f"bytes go out on {path} and none come in; {ear.remade} new CHILD_SAs changed nothing: it is not the tunnel, "
+        f"but one-way traffic, or servers behind {path.peer} that do not answer"
     )
     return Condition("BundleSilent", bundle.name, reason, Severity.OK)

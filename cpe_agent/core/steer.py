@@ -3,33 +3,30 @@
 Pure. Theory of operation, per bundle. Its candidates are ordered by `core.candidates`, their grades (does a path keep
 to the limits of the bundle's class?) by `core.quality`. The first row that fits decides:
 
-| situation                                             | decision                                         | reason of the move    |
-|-------------------------------------------------------|--------------------------------------------------|-----------------------|
-| no active path, its CHILD_SA lives on one             | adopt that: a restarted agent moves nothing      | adopted               |
-| no active path                                        | the best candidate, but wait `GRACE_S` for a     | start                 |
-|                                                       | better one that is dialled for the first time    |                       |
-| active path is no longer listed                       | the best candidate; none: nowhere                | path_removed          |
-| active path is down                                   | the best candidate at once; none: stay           | path_down_probes,     |
-|                                                       |                                                  | _link, _ike           |
-| its uplink has spent its bytes for this class         | the best candidate; none: nowhere, its CHILD_SA  | budget_spent          |
-|                                                       | is ended (`barred`)                              |                       |
-| its peer is not willing to serve                      | the best candidate; none: stay                   | peer_not_ready        |
-| a drill keeps traffic off it                          | the best candidate that is not taken out too     | taken_out             |
-| all its servers fail behind this peer, but answer     | the best candidate with a peer that is not       | service_failed        |
-| behind another                                        | failing                                          |                       |
-| - from here on only after the hold-down -             |                                                  |                       |
-| its uplink is near its budget's end for this class    | the best candidate that is not                   | budget_near           |
-| it is degraded, and a candidate was measured to keep  | the best of these                                | degraded              |
-| to all limits                                         |                                                  |                       |
-| it is degraded, none keeps to them, and one was       | that: the least bad                              | less_degraded         |
-| measured to be clearly better (`quality.CLEARLY`)     |                                                  |                       |
-| a better candidate has been well for its hold         | move there (make before break)                   | failback              |
-| otherwise                                             | stay                                             |                       |
+| the active path                                   | decision                                        | reason         |
+|---------------------------------------------------|-------------------------------------------------|----------------|
+| is none, but the CHILD_SA lives on one            | adopt that: a restarted agent moves nothing     | adopted        |
+| is none                                           | best candidate; `GRACE_S` for a better one that | start          |
+|                                                   | is being dialled for the first time             |                |
+| is no longer listed                               | best candidate; none: nowhere                   | path_removed   |
+| has an uplink without bytes left for this class   | best candidate; none: nowhere, CHILD_SA ends    | budget_spent   |
+| is down                                           | best candidate at once; none: stay              | path_down_...  |
+| has a peer that is not willing to serve           | best candidate; none: stay                      | peer_not_ready |
+| is taken out by a drill                           | best candidate that is not                      | taken_out      |
+| leads to servers that fail, but answer elsewhere  | best candidate that does not                    | service_failed |
+| has an uplink near its budget's end (`budget`)    | best candidate that has not *                   | budget_near    |
+| is degraded, and others were measured to be good  | best of these *                                 | degraded       |
+| is degraded, one was measured to be much better   | that: the least bad *                           | less_degraded  |
+| has a better candidate that was well for its hold | that *                                          | failback       |
+| is none of these                                  | stay                                            |                |
+
+`path_down_` ends in how it is known: `probes`, `link` or `ike`. Rows with a star wait for the end of the hold-down. All
+moves are make before break. Much better: by `quality.CLEARLY`.
 
 A path's hold is `failback_s`, counted from when it was last not well: fell, was degraded, its peer was not willing or
 its servers failed. It doubles with each fall or lapse that is remembered (`core.damping`). A path that was never
-anything but well need not earn it: at start the better link wins although it came up second. One that was degraded is
-measured at the quick pace before traffic returns to it.
+anything but well need not earn it: at start the better link wins although it came up second. One that fell or was
+degraded is measured at the quick pace before traffic returns to it.
 
 A bundle's hold-down: after a move none of the lower rows moves it for `HOLD_S`; after a move away from a degraded path
 the hold-down doubles with each such move that is remembered, so that it does not go to and fro between two bad paths.
@@ -63,12 +60,13 @@ __all__ = ["Decision", "Hold", "Move", "Steering", "Trial", "View", "step"]
 GRACE_S = 2.0
 # Shorter than a brownout may last (5 s), longer than the first look at a new path takes.
 HOLD_S = 3.0
-DEGRADED_HALF_LIFE_S = 60.0
+DEGRADED_HALF_LIFE_S = 300.0
 # Enough rounds at the quick pace to tell a loss of a few percent; then a pause, which doubles.
 MEASURE_S = 6.0
-REST_S = 10.0
+REST_S = 15.0
 REST_MAX_S = 600.0
-# At the quick pace a window is fresh by its span; at a slower one it is once the quick pace has had this time.
+# Nearly as long must a path have been measured that was bad before; one that was not, long enough for a few rounds.
+LONG_S = 5.0
 FRESH_S = 0.5
 # Moves that were not made because the path left was bad or unusable, and after which there is no hold-down.
 FREE = ("start", "adopted", "taken_out")
@@ -100,7 +98,7 @@ class Trial(msgspec.Struct, frozen=True):
         return now < self.since + MEASURE_S
 
     def again_at(self) -> float:
-        return self.since + MEASURE_S + min(REST_MAX_S, REST_S * 2.0 ** min(self.times.count - 1, 10.0))
+        return self.since + MEASURE_S + min(REST_MAX_S, REST_S * math.exp2(min(self.times.count - 1, 10.0)))
 
 
 class Steering(msgspec.Struct, frozen=True):
@@ -196,7 +194,7 @@ def _held(hold: Hold, reason: str, failback_s: float, now: float) -> Hold:
         return msgspec.structs.replace(hold, until=now + HOLD_S)
     degraded = damping.failed(hold.degraded, now, DEGRADED_HALF_LIFE_S)
     longest = max(damping.AGAIN_S, damping.LONGEST * failback_s)
-    return Hold(now + min(longest, HOLD_S * 2.0 ** min(degraded.count - 1, 10.0)), degraded)
+    return Hold(now + min(longest, HOLD_S * math.exp2(min(degraded.count - 1, 10.0))), degraded)
 
 
 class _Chooser:
@@ -248,7 +246,7 @@ class _Chooser:
             return best.path, "taken_out"
         if best is not None and here.failing and best.fitness[:2] < here.fitness[:2]:
             return best.path, "service_failed"
-        chosen, reason = self._better(here)
+        chosen, reason = self._better(here, hold)
         if chosen != present and self._now < hold.until:
             self._wake(hold.until)
             return present, ""
@@ -267,7 +265,7 @@ class _Chooser:
         # No hub is willing: one that is not is better than none.
         return best.path if best else self._refusing[0], "start"
 
-    def _better(self, here: Candidate) -> tuple[Path, str]:
+    def _better(self, here: Candidate, hold: Hold) -> tuple[Path, str]:
         """Something better than a path that works."""
         others = [one for one in self._candidates if one.path != here.path and one.fitness <= here.fitness]
         heard = [one for one in others if not one.silent]
@@ -278,7 +276,7 @@ class _Chooser:
             self._try(others)
         if grade.degraded:
             return self._instead_of_degraded(here, heard)
-        return self._failback(here, heard)
+        return self._failback(here, heard, hold)
 
     def _try(self, others: list[Candidate]) -> None:
         """Have the others measured, now or when it is time again."""
@@ -291,51 +289,52 @@ class _Chooser:
 
     def _instead_of_degraded(self, here: Candidate, heard: list[Candidate]) -> tuple[Path, str]:
         needs = self._bundle.needs
-        measured = [one for one in heard if self._fresh(one.path)]
-        good = [one for one in measured if not one.degraded and self._keeps(one.path)]
+        measured = [one for one in heard if self._fresh(one.path, FRESH_S)]
+        good = [one for one in measured if not one.degraded and quality.keeps(needs, self._figures[one.path])]
         if good:
             return min(good, key=lambda one: one.order).path, "degraded"
         strains = {one.path: quality.strain(needs, self._figures[one.path]) for one in measured}
         least = min(strains, key=lambda path: strains[path], default=None)
         figures = self._figures.get(here.path)
-        if least is not None and figures is not None and figures.enough:
-            if strains[least] <= quality.CLEARLY * quality.strain(needs, figures):
-                return least, "less_degraded"
+        if least is None or figures is None or not figures.enough:
+            return here.path, ""
+        if strains[least] <= quality.CLEARLY * quality.strain(needs, figures):
+            return least, "less_degraded"
         return here.path, ""
 
-    def _failback(self, here: Candidate, heard: list[Candidate]) -> tuple[Path, str]:
+    def _failback(self, here: Candidate, heard: list[Candidate], hold: Hold) -> tuple[Path, str]:
+        needs = self._bundle.needs
         for one in heard:
             if one.degraded or (*one.fitness, one.rank) >= (*here.fitness, here.rank):
                 continue
             grade = self._grades[self._bundle.name, one.path]
-            at = self._trusted_at(one.path, grade)
-            lapsed = grade.since > -math.inf
-            if lapsed and self._now >= at - MEASURE_S:
+            at = max(hold.until, self._trusted_at(one.path, grade))
+            once_bad = grade.since > -math.inf or self._view.tracks[one.path].stable_since > -math.inf
+            if once_bad and self._now >= at - MEASURE_S:
                 self.measure |= {one.path}
-            elif lapsed:
+            elif once_bad:
                 self._wake(at - MEASURE_S)
             if self._now < at:
                 self._wake(at)
-            elif not lapsed or (self._fresh(one.path) and self._keeps(one.path)):
+            elif not once_bad or (self._fresh(one.path, LONG_S) and quality.keeps(needs, self._figures[one.path])):
                 return one.path, "failback"
         return here.path, ""
 
     def _trusted_at(self, path: Path, grade: Grade) -> float:
         track = self._view.tracks[path]
         blamed = self._blamed.get((self._bundle.name, path.peer), -math.inf)
+        # A hub that was not willing said so for all its paths, on whichever it was asked.
+        willing = max(one.ready_since for other, one in self._view.tracks.items() if other.peer == path.peer)
         return max(
-            track.good_since() + track.hold_s(self._failback_s),
+            max(track.good_since(), willing) + track.hold_s(self._failback_s),
             grade.since + quality.hold_s(grade, self._failback_s),
             blamed + self._failback_s,
         )
 
-    def _fresh(self, path: Path) -> bool:
-        """Was it measured just now, at the quick pace?"""
+    def _fresh(self, path: Path, measured_s: float) -> bool:
+        """Was it measured just now, and for so long?"""
         figures, since = self._figures[path], self._measuring.get(path, math.inf)
-        return figures.enough and (self._view.tracks[path].quick() or self._now >= since + FRESH_S)
-
-    def _keeps(self, path: Path) -> bool:
-        return quality.breach(self._bundle.needs, self._figures[path]) is None
+        return figures.enough and self._now >= since + measured_s
 
     def _wake(self, at: float) -> None:
         if at > self._now:

@@ -6,17 +6,19 @@ once a minute and is now asked ten times a second is judged by the seconds that 
 found does not outweigh the slow rounds that follow it. At the quick pace a window tells a loss of a few percent within
 seconds; at a slow one it says less, and is never older than `ROUNDS` rounds.
 
-| figure  | of                                            | why                                                         |
-|---------|-----------------------------------------------|-------------------------------------------------------------|
-| loss    | all rounds of the window                      | a late answer is latency and no loss                        |
-| latency | median of the last `LATEST` answered rounds   | one slow packet is no slow path; a step shows within a second |
-| jitter  | mean difference between neighbours of these   | as RFC 3550 has it: what a playout buffer must even out     |
+| figure  | of                                          | why                                                    |
+|---------|---------------------------------------------|--------------------------------------------------------|
+| loss    | all rounds of the window                    | a late answer is latency and no loss                   |
+| latency | median of the last `LATEST` answered rounds | one slow packet is no slow path, and a step shows soon |
+| jitter  | mean difference between neighbours of these | what a playout buffer must even out (RFC 3550)         |
 
 `gaps` is in how many separate places rounds were missed: what is lost at random is lost here and there, a link that
 was away for a moment has one gap, however many rounds fell into it.
 """
 
 from __future__ import annotations
+
+from itertools import pairwise
 
 import msgspec
 
@@ -88,6 +90,6 @@ def figures(window: tuple[Sample, ...], now: float, span: float) -> Figures:
     if not round_trips:
         return Figures(rounds, missed, gaps)
     latest = round_trips[-LATEST:]
-    differences = [abs(later - earlier) for earlier, later in zip(latest, latest[1:], strict=False)]
+    differences = [abs(later - earlier) for earlier, later in pairwise(latest)]
     jitter_s = sum(differences) / len(differences) if differences else None
     return Figures(rounds, missed, gaps, sorted(latest)[len(latest) // 2], jitter_s)

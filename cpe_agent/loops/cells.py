@@ -73,8 +73,8 @@ class Services(msgspec.Struct, frozen=True):
 class Cells:
     """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
     (loops.planning); charon, targets, duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus
-    (loops.pathmtu); active, moves, steering, measure (loops.steering); budgets (loops.metering); services (loops.services); taken_out
-    (loops.drill)."""
+    (loops.pathmtu); active, moves, steering, measure (loops.steering); budgets (loops.metering); services
+    (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)

@@ -3,13 +3,12 @@
 A path without an IKE_SA is not probed: there is nothing in it that could answer. One task sends and judges for all
 paths, in step (rounds are due at multiples of their interval), since it is the waking up that costs.
 
-| a path is probed at                | while                                                                          |
-|------------------------------------|--------------------------------------------------------------------------------|
-| its active interval                | it carries a bundle; or no verdict is found yet; or it missed its last round   |
-| its active interval                | a bundle's active path is in doubt (`core.doubt`) and it could take over       |
-| its active interval                | steering wants it measured (`core.steer`)                                      |
-| `EXTRA` times as often             | it carries a bundle and is in doubt; the extra rounds are no verdict           |
-| its standby interval               | otherwise                                                                      |
+| a path is probed at    | while                                                                        |
+|------------------------|------------------------------------------------------------------------------|
+| its active interval    | it carries a bundle; or no verdict is found yet; or it missed its last round |
+| its active interval    | a bundle's active path is in doubt (`core.doubt`) and it could take over     |
+| that, and extra rounds | it carries a bundle and is in doubt, or steering wants it measured           |
+| its standby interval   | otherwise                                                                    |
 
 Verdicts are published only when something that matters to others has changed; the tracks in them are always the
 latest.
@@ -35,8 +34,6 @@ from cpe_agent.ports import ProbePort
 
 log = get_logger()
 
-EXTRA = 4
-EXTRA_MIN_S = 0.025
 # A round that is due within so much of its interval is sent with the others.
 IN_STEP = 0.1
 
@@ -65,7 +62,7 @@ class Probing:
         self._quick: frozenset[Path] = frozenset()
         self._nap = trio.CancelScope()
         self._dead: set[int] = set()
-        self._published: Mapping[Path, object] = {}
+        self._published: Mapping[Path, tuple[State, bool, float, str]] = {}
 
     async def run(self) -> None:
         """For ever."""
@@ -160,9 +157,13 @@ class Probing:
         interval_s = self._interval(lane.probe, track)
         regular = _after(lane.regular_at, interval_s)
         one = self._doubts.get(path)
-        if one is None or not one.holds(now):
+        if one is not None and one.holds(now):
+            extra = doubt.EXTRA
+        elif path in self._cells.measure.value:
+            extra = doubt.EXTRA_MEASURED
+        else:
             return regular, math.inf
-        return regular, _after(lane.sent_at, max(EXTRA_MIN_S, interval_s / EXTRA))
+        return regular, _after(lane.sent_at, max(doubt.EXTRA_MIN_S, interval_s / extra))
 
     def _interval(self, probe: Probe, track: Track) -> float:
         quick = probe.path in self._active or probe.path in self._quick
@@ -200,7 +201,9 @@ class Probing:
     def _judge(self, path: Path, now: float) -> None:
         judged = health.tick(self.tracks[path], now)
         if path in self._active:
-            self._doubts[path] = doubt.step(self._doubts.get(path, Doubt()), judged.missed_in_row, judged.misses, now)
+            before = self._doubts.get(path, Doubt())
+            gaps = judged.figures(now).gaps if judged.missed_in_row else 0
+            self._doubts[path] = doubt.step(before, judged.missed_in_row, judged.misses, gaps, now)
         if health.dead(judged, now) and judged.ike not in self._dead and judged.ike is not None:
             self._dead.add(judged.ike)
             # From now on the path has no IKE_SA, whatever charon still believes.
@@ -209,16 +212,14 @@ class Probing:
 
     def _publish(self) -> None:
         """Set the verdicts Cell if anything that others act on has changed."""
-        matter: dict[Path, object] = {
-            path: (track.state, track.ready, track.since, track.reason) for path, track in self.tracks.items()
-        }
+        matter = {path: (track.state, track.ready, track.since, track.reason) for path, track in self.tracks.items()}
         verdicts = self._cells.verdicts.value
         if matter == self._published and verdicts.dead == self._dead:
             return
         for path, track in self.tracks.items():
-            if path in self._published and track.state is State.DOWN and self._published[path] != matter[path]:
-                if track.since == trio.current_time():
-                    log.warning("path_down", path=str(path), reason=track.reason)
+            before = self._published.get(path)
+            if before is not None and before[0] is not track.state and track.state is State.DOWN:
+                log.warning("path_down", path=str(path), reason=track.reason)
         self._published = matter
         tracks = MappingProxyType(self.tracks)
         self._cells.verdicts.set(Verdicts(tracks, frozenset(self._dead), verdicts.revision + 1))
