@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import msgspec
 import pytest
 import trio
@@ -24,7 +26,7 @@ STANDBY = {
 }
 
 
-def of_class(needs: Class, **changes: object) -> Document:
+def of_class(needs: Class, **changes: Any) -> Document:
     """All pairs are of this class."""
     pairs = tuple(msgspec.structs.replace(pair, class_="all") for pair in PAIRS)
     return branch(pairs=pairs, classes={"all": needs}, **changes)
@@ -80,15 +82,12 @@ async def test_that_a_loss_of_a_tenth_is_left_and_gone_back_to_when_it_is_over(a
 
 
 @pytest.mark.parametrize(
-    ("needs", "rtt_s", "word"),
-    [(Class(latency_ms=80), 0.14, "latency is 140 ms"), (Class(latency_ms=80), 0.9, "latency is 900 ms")],
+    ("rtt_s", "word"), [(0.14, "latency is 140 ms, 80 ms are allowed"), (0.9, "latency is 900 ms, 80 ms are allowed")]
 )
-async def test_that_latency_over_the_limit_is_left(
-    needs: Class, rtt_s: float, word: str, autojump_clock: MockClock
-) -> None:
+async def test_that_latency_over_the_limit_is_left(rtt_s: float, word: str, autojump_clock: MockClock) -> None:
     """Whether it creeps over the limit, or is so late that it looks like a failure."""
     world = World()
-    world.publish(of_class(needs, uplinks=STANDBY))
+    world.publish(of_class(Class(latency_ms=80), uplinks=STANDBY))
     async with world.agent() as agent:
         await trio.sleep(30)
         world.rtt_s["wired"] = rtt_s
@@ -156,18 +155,18 @@ def traffic(world: World, bundle: str) -> ChildSa:
 
 
 async def flow(world: World, seconds: float, answered: bool) -> None:
-    """The centre's servers are asked ten times a second."""
+    """The centre's servers are asked all the time."""
     until = trio.current_time() + seconds
     while trio.current_time() < until:
         child = traffic(world, "centre")
-        bytes_in = child.bytes_in + (100 if answered else 0)
-        world.charon.count_bytes(child.unique_id, bytes_in, child.bytes_out + 100)
-        await trio.sleep(0.1)
+        bytes_in = child.bytes_in + (500 if answered else 0)
+        world.charon.count_bytes(child.unique_id, bytes_in, child.bytes_out + 500)
+        await trio.sleep(1)
 
 
 async def test_that_a_child_sa_through_which_nothing_comes_back_is_made_anew(autojump_clock: MockClock) -> None:
     world = World()
-    world.publish(branch())
+    world.publish(branch(uplinks=STANDBY))
     async with world.agent() as agent:
         await trio.sleep(5)
         await flow(world, 60, answered=True)
@@ -187,19 +186,19 @@ async def test_that_a_child_sa_through_which_nothing_comes_back_is_made_anew(aut
 
 async def test_that_one_way_traffic_has_its_child_sa_made_anew_ever_more_rarely(autojump_clock: MockClock) -> None:
     world = World()
-    world.publish(branch())
+    world.publish(branch(uplinks=STANDBY))
     async with world.agent() as agent:
         await trio.sleep(5)
-        await flow(world, 3600, answered=False)
+        await flow(world, 900, answered=False)
         ended = [line for line in world.story.since(5, "tunnels") if line.text.startswith("end ")]
-        assert 4 <= len(ended) <= 8, ended
+        assert 4 <= len(ended) <= 6, ended
         status = await agent.status()
         assert [(c.type, c.severity.value) for c in status.conditions] == [("BundleSilent", "ok")]
 
 
 async def test_that_who_sends_nothing_is_not_silent(autojump_clock: MockClock) -> None:
     world = World()
-    world.publish(branch())
+    world.publish(branch(uplinks=STANDBY))
     async with world.agent() as agent:
         await trio.sleep(300)
         assert await agent.conditions() == {}
