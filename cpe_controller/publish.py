@@ -1,8 +1,10 @@
 """What changes in the store when this network is applied?
 
-In: a `Network`, the store, a signer. Out: new signed documents in the store for the sites whose content changed, and an
-`Applied` that names them. A document is replaced whole, so that a site has either its old or its new one whatever
-happens in between; an apply that was cut short is completed by the next.
+Three steps, so that the second may be done on a machine of its own. `plan`: a `Network` and the store to a `Change`,
+the documents of the sites whose content changes, not signed yet. `signed`: the same with a signature for each.
+`commit`: into the store, if nobody else has applied anything since, and out comes an `Applied` that names the sites. A
+document is replaced whole, so that a site has either its old or its new one whatever happens in between; an apply that
+was cut short is completed by the next.
 """
 
 from __future__ import annotations
@@ -10,17 +12,17 @@ from __future__ import annotations
 import datetime as dt
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from cpe_agent.model import document
 from cpe_controller.addresses import allocate
-from cpe_controller.compile import Stamp, compile_network, stamped
+from cpe_controller.compile import NO_ORDERS, Orders, Stamp, compile_network, stamped
 from cpe_controller.network import Network
-from cpe_controller.signing import Signer
-from cpe_controller.store import MAX_WRITES, Entry, Store, Write
+from cpe_controller.signing import Signer, verify
+from cpe_controller.store import MAX_WRITES, Store, Write
 
 NETWORK = "network"
 ADDRESSES = "addresses/"
@@ -50,6 +52,35 @@ class Published(msgspec.Struct, frozen=True):
         return msgspec.msgpack.decode(zlib.decompress(value), type=cls)
 
 
+class Draft(msgspec.Struct, frozen=True):
+    """A site's next document. `raw` is empty for a site that leaves; `after` is the store's revision of what it
+    replaces (0: nothing). `signature` is "" until it is signed."""
+
+    version: int
+    after: int
+    raw: bytes = b""
+    signature: str = ""
+
+
+class Change(msgspec.Struct, frozen=True):
+    """All that an apply would write. As JSON it travels to the machine that signs, and back."""
+
+    network: str
+    text: str
+    epoch: int
+    made_at: dt.datetime
+    key_id: str
+    network_after: int
+    addresses: dict[str, str | None]
+    addresses_after: dict[str, int]
+    drafts: dict[str, Draft]
+    unchanged: tuple[str, ...]
+
+
+class ChangeError(Exception):
+    """A change that cannot be put in force as it is; the text says why and what to do."""
+
+
 @dataclass(frozen=True)
 class Applied:
     """Site -> version of what was published, the sites that keep what they have, and those that left."""
@@ -62,67 +93,124 @@ class Applied:
 def publish(
     store: Store, network: Network, text: str, *, signer: Signer, trust: document.Trust, epoch: int, now: dt.datetime
 ) -> Applied:
-    """`text` is the network.yaml that `network` came from. Raises NetworkError, ApplyConflict, StoreError."""
+    """All three steps. `text` is the network.yaml that `network` came from. Raises NetworkError, ApplyConflict,
+    StoreError."""
+    change = plan(store, network, text, key_id=signer.public.id, trust=trust, epoch=epoch, now=now)
+    return commit(store, signed(change, signer), (signer.public,))
+
+
+def plan(
+    store: Store,
+    network: Network,
+    text: str,
+    *,
+    key_id: str,
+    trust: document.Trust,
+    epoch: int,
+    now: dt.datetime,
+    orders: Orders = NO_ORDERS,
+) -> Change:
+    """`key_id` is of the key that will sign. Raises NetworkError, StoreError."""
     before = store.get(NETWORK)
     stored_addresses = {entry.key.removeprefix(ADDRESSES): entry for entry in store.list(ADDRESSES).entries}
     stored_documents = {entry.key.removeprefix(DOCUMENTS): entry for entry in store.list(DOCUMENTS).entries}
     current = {site: Published.read(entry.value or b"") for site, entry in stored_documents.items()}
+    before_addresses = {site: json.loads(entry.value or b"") for site, entry in stored_addresses.items()}
 
-    addresses = allocate(network, {site: json.loads(entry.value or b"") for site, entry in stored_addresses.items()})
+    addresses = allocate(network, before_addresses)
     stamps = {site.name: _next(current.get(site.name), epoch, now) for site in network.sites}
-    compiled = compile_network(network, addresses, trust, stamps)
+    compiled = compile_network(network, addresses, trust, stamps, orders)
     changed = {
-        site: wanted for site, wanted in compiled.items() if _differs(wanted, current.get(site), epoch, signer, now)
+        site: wanted for site, wanted in compiled.items() if _differs(wanted, current.get(site), epoch, key_id, now)
     }
     gone = [site for site, published in current.items() if site not in compiled and published.raw]
 
-    writes = [_write(ADDRESSES, site, stored_addresses, json.dumps(kept).encode()) for site, kept in addresses.items()]
-    writes += [_write(ADDRESSES, site, stored_addresses, None) for site in stored_addresses if site not in addresses]
-    for site, wanted in changed.items():
-        raw = document.encode(wanted)
-        signed = _published(stamps[site], signer.public.id, signer.sign(raw), raw)
-        writes.append(_write(DOCUMENTS, site, stored_documents, signed.stored()))
-    for site in gone:
-        left = _published(_next(current[site], epoch, now), "", "", b"")
-        writes.append(_write(DOCUMENTS, site, stored_documents, left.stored()))
-    _write_all(
-        store, Write(NETWORK, text.encode(), before.revision if before else 0), _needed(writes, stored_addresses)
-    )
-    return Applied(
-        published={site: wanted.version for site, wanted in changed.items()},
+    drafts = {site: (stamps[site].version, document.encode(wanted)) for site, wanted in changed.items()}
+    drafts |= {site: (current[site].version + 1, b"") for site in gone}
+    moved: dict[str, str | None] = {site: json.dumps(own) for site, own in addresses.items()}
+    moved |= {site: None for site in stored_addresses if site not in addresses}
+    moved = {site: own for site, own in moved.items() if own is None or addresses[site] != before_addresses.get(site)}
+    return Change(
+        network=network.name,
+        text=text,
+        epoch=epoch,
+        made_at=now,
+        key_id=key_id,
+        network_after=before.revision if before else 0,
+        addresses=moved,
+        addresses_after={site: stored_addresses[site].revision for site in moved if site in stored_addresses},
+        drafts={
+            site: Draft(version, stored_documents[site].revision if site in stored_documents else 0, raw)
+            for site, (version, raw) in drafts.items()
+        },
         unchanged=tuple(site for site in compiled if site not in changed),
-        withdrawn=tuple(gone),
     )
+
+
+def signed(change: Change, signer: Signer) -> Change:
+    """Raises ChangeError if its documents are to be by another key."""
+    if signer.public.id != change.key_id:
+        raise ChangeError(
+            f"the controller expects the signature of key {change.key_id}; this one is {signer.public.id}"
+        )
+    drafts = {
+        site: msgspec.structs.replace(draft, signature=signer.sign(draft.raw)) if draft.raw else draft
+        for site, draft in change.drafts.items()
+    }
+    return msgspec.structs.replace(change, drafts=drafts)
+
+
+def commit(store: Store, change: Change, keys: Sequence[document.SigningKey]) -> Applied:
+    """Raises ChangeError if a signature is not by one of `keys`, ApplyConflict, StoreError."""
+    _verify(change, keys)
+    issued_at = change.made_at.replace(microsecond=0)
+    writes = [
+        Write(ADDRESSES + site, None if own is None else own.encode(), change.addresses_after.get(site, 0))
+        for site, own in change.addresses.items()
+    ]
+    for site, draft in change.drafts.items():
+        key_id = change.key_id if draft.raw else ""
+        new = Published(change.epoch, draft.version, issued_at, key_id, draft.signature, draft.raw)
+        writes.append(Write(DOCUMENTS + site, new.stored(), draft.after))
+    _write_all(store, Write(NETWORK, change.text.encode(), change.network_after), writes)
+    return Applied(
+        published={site: draft.version for site, draft in change.drafts.items() if draft.raw},
+        unchanged=change.unchanged,
+        withdrawn=tuple(site for site, draft in change.drafts.items() if not draft.raw),
+    )
+
+
+def in_force(store: Store, site: str) -> Published | None:
+    """What the site is served now; None if it has no document."""
+    entry = store.get(DOCUMENTS + site)
+    published = Published.read(entry.value or b"") if entry is not None else None
+    return published if published is not None and published.raw else None
+
+
+def _verify(change: Change, keys: Sequence[document.SigningKey]) -> None:
+    key = next((key for key in keys if key.id == change.key_id), None)
+    if key is None:
+        raise ChangeError(f"it is for key {change.key_id}, which is not (or no longer) the controller's; plan it anew")
+    for site, draft in change.drafts.items():
+        if draft.raw and not verify(key, draft.raw, draft.signature):
+            how = "is not signed: run `cpe-controller sign` on it" if not draft.signature else "has a wrong signature"
+            raise ChangeError(f"the document of {site} {how}")
 
 
 def _next(current: Published | None, epoch: int, now: dt.datetime) -> Stamp:
     return Stamp(epoch, current.version + 1 if current else 1, now.replace(microsecond=0))
 
 
-def _published(stamp: Stamp, key_id: str, signature: str, raw: bytes) -> Published:
-    return Published(stamp.epoch, stamp.version, stamp.issued_at, key_id, signature, raw)
-
-
-def _differs(
-    wanted: document.Document, current: Published | None, epoch: int, signer: Signer, now: dt.datetime
-) -> bool:
+def _differs(wanted: document.Document, current: Published | None, epoch: int, key_id: str, now: dt.datetime) -> bool:
     """Whether the site needs a new version: other content, another epoch or key, or half of its lifetime is over."""
-    if current is None or current.epoch != epoch or current.key_id != signer.public.id:
+    if current is None or current.epoch != epoch or current.key_id != key_id:
         return True
     if now - current.issued_at > (wanted.expires_at - wanted.issued_at) / 2:
         return True
     same = stamped(wanted, Stamp(current.epoch, current.version, current.issued_at))
-    return document.encode(same) != current.raw
-
-
-def _write(prefix: str, site: str, stored: Mapping[str, Entry], value: bytes | None) -> Write:
-    return Write(prefix + site, value, stored[site].revision if site in stored else 0)
-
-
-def _needed(writes: list[Write], stored_addresses: Mapping[str, Entry]) -> list[Write]:
-    """Without those that would write what is there already."""
-    there = {entry.key: entry.value for entry in stored_addresses.values()}
-    return [write for write in writes if write.value is None or there.get(write.key) != write.value]
+    # It is about the step from one version to the next: by itself it makes no new version.
+    alike = [msgspec.structs.replace(same, allow_mass_removal=allowed) for allowed in (False, True)]
+    return current.raw not in map(document.encode, alike)
 
 
 def _write_all(store: Store, network: Write, writes: list[Write]) -> None:

@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,7 @@ class Served:
     """A running `cpe-controller serve`."""
 
     url: str
+    enrolment_url: str
     state: Path
     process: subprocess.Popen[str]
 
@@ -54,14 +56,24 @@ def state(tmp_path: Path) -> Path:
 @pytest.fixture
 def served(state: Path, text: str) -> Iterator[Served]:
     setup.apply(state, text)
-    command = [sys.executable, "-m", "cpe_controller", "--state", str(state), "serve"]
-    command += ["--listen", "127.0.0.1", "--port", "0", "--heartbeat-s", str(HEARTBEAT_S)]
+    with serving(state) as running:
+        yield running
+
+
+@contextmanager
+def serving(state: Path, *more: str, socket: Path | None = None) -> Iterator[Served]:
+    """A server of its own process for this state, until the end."""
+    command = [sys.executable, "-m", "cpe_controller", "--state", str(state)]
+    command += ["--socket", str(socket or state / "control.sock"), "serve"]
+    command += ["--listen", "127.0.0.1", "--port", "0", "--heartbeat-s", str(HEARTBEAT_S), *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=EXAMPLE.parents[1]) as process:
         try:
             assert process.stdout is not None
             line = process.stdout.readline()
             assert line.startswith("listening on "), line
-            yield Served(line.split()[-1], state, process)
+            enrolling = process.stdout.readline()
+            assert enrolling.startswith("enrolling on "), enrolling
+            yield Served(line.split()[-1], enrolling.split()[-1], state, process)
         finally:
             process.send_signal(signal.SIGTERM)
             try:
