@@ -40,6 +40,10 @@ def _parser() -> argparse.ArgumentParser:
     check = commands.add_parser("check", help="is this network.yaml good? changes nothing")
     check.add_argument("file", type=Path, metavar="network.yaml")
 
+    diff = commands.add_parser("diff", help="which sites would an apply change, and how? changes nothing")
+    diff.add_argument("file", type=Path, metavar="network.yaml")
+    diff.add_argument("--json", action="store_true")
+
     _add_apply(commands)
     _add_sites(commands)
     _add_keys(commands)

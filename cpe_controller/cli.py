@@ -68,6 +68,8 @@ def _command(told: argparse.Namespace) -> Command:
     match told.command:
         case "import":
             return commands.Import(_text(told.file))
+        case "diff":
+            return commands.Diff(setup.read_network(told.file), str(told.file))
         case "token":
             return commands.Token(told.site, told.hours)
         case "replace":

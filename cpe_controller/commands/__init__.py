@@ -39,6 +39,13 @@ class Plan(_Command, frozen=True, tag="plan"):
     allow_mass_removal: bool = False
 
 
+class Diff(_Command, frozen=True, tag="diff"):
+    """What applying this network.yaml would change, in words."""
+
+    text: str
+    source: str
+
+
 class Import(_Command, frozen=True, tag="import"):
     """Put a signed `Change` (its JSON) in force."""
 
@@ -71,4 +78,4 @@ class Audit(_Command, frozen=True, tag="audit"):
     check: bool = False
 
 
-Command = Apply | Plan | Import | Token | Revoke | Replace | Audit
+Command = Apply | Plan | Diff | Import | Token | Revoke | Replace | Audit

@@ -15,6 +15,7 @@ from cpe_controller.commands import (
     Apply,
     Audit,
     Command,
+    Diff,
     Import,
     Plan,
     Replace,
@@ -48,6 +49,8 @@ def _run(state_dir: Path, store: Store, setup: Setup, command: Command, by: str)
             return applying.apply(state_dir, store, setup, command, by)
         case Plan():
             return applying.plan(state_dir, store, setup, command)
+        case Diff():
+            return applying.diff(state_dir, store, setup, command)
         case Import():
             return applying.take_in(state_dir, store, command, by)
         case Token():

@@ -12,11 +12,13 @@ from pathlib import Path
 
 import msgspec
 
+from cpe_agent.model import document_check
 from cpe_controller import audit, setup
-from cpe_controller.commands import Answer, Apply, Import, Plan
-from cpe_controller.publish import NETWORK, Applied, Change, ChangeError, commit, signed
+from cpe_controller.commands import Answer, Apply, Diff, Import, Plan
+from cpe_controller.publish import NETWORK, Applied, Change, ChangeError, Draft, Published, commit, in_force, signed
 from cpe_controller.setup import Setup
 from cpe_controller.store import Store
+from cpe_controller.wording import differences, introduction
 
 
 def apply(state_dir: Path, store: Store, told: Setup, command: Apply, by: str) -> Answer:
@@ -30,6 +32,25 @@ def plan(state_dir: Path, store: Store, told: Setup, command: Plan) -> Answer:
     allow = command.allow_mass_removal
     change = setup.planned(state_dir, store, told, command.text, command.source, allow_mass_removal=allow)
     return Answer((f"{len(change.drafts)} documents are to be signed by key {change.key_id}",), encode(change))
+
+
+def diff(state_dir: Path, store: Store, told: Setup, command: Diff) -> Answer:
+    change = setup.planned(state_dir, store, told, command.text, command.source)
+    words = {site: _words(in_force(store, site), draft) for site, draft in change.drafts.items()}
+    lines: list[str] = []
+    for site, said in words.items():
+        lines += [f"{site}: version {change.drafts[site].version}", *(f"  {line}" for line in said)]
+    lines.append(f"{len(words)} sites would change, {len(change.unchanged)} would not")
+    return Answer(tuple(lines), words)
+
+
+def _words(before: Published | None, draft: Draft) -> list[str]:
+    if not draft.raw:
+        return ["is no longer in the network: its document is withdrawn"]
+    if before is None:
+        return introduction(document_check.decode(draft.raw))
+    found = differences(document_check.decode(before.raw), document_check.decode(draft.raw))
+    return found or ["the same content, signed anew: by another key, for a new epoch, or as half of its life is over"]
 
 
 def take_in(state_dir: Path, store: Store, command: Import, by: str) -> Answer:
