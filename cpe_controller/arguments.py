@@ -9,12 +9,15 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
+from cpe_controller.fleet import State
+
 DEFAULT_STATE = Path("/var/lib/cpe-controller")
 # The state directory is for the controller alone; the socket's group has to get at this one.
 DEFAULT_SOCKET = Path("/run/cpe-controller/control.sock")
 # An agent that hears nothing for three of them looks for another way.
 HEARTBEAT_S = 10.0
 TOKEN_HOURS = 7 * 24
+METRICS = "127.0.0.1:9274"
 
 
 def read(arguments: Sequence[str] | None) -> argparse.Namespace:
@@ -48,6 +51,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_sites(commands)
     _add_keys(commands)
 
+    status = commands.add_parser("status", help="how does every site fare?")
+    status.add_argument("sites", nargs="*", metavar="SITE", help="default all")
+    states = [state.value for state in State]
+    status.add_argument("--state-is", nargs="+", choices=states, default=[], metavar="STATE", help=", ".join(states))
+    status.add_argument("--json", action="store_true")
+
     audit = commands.add_parser("audit", help="who did what, when, and which sites took it")
     audit.add_argument("--check", action="store_true", help="only verify that nothing was altered or left out")
     audit.add_argument("--json", action="store_true")
@@ -57,13 +66,17 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--port", type=_port, help="default the one of init; 0 takes any that is free")
     serve.add_argument("--enrol-port", type=_port, help="default the one of init; 0 takes any that is free")
     serve.add_argument("--heartbeat-s", type=_seconds, default=HEARTBEAT_S, metavar="S", help="default 10")
+    about = f"where Prometheus asks, or none; default {METRICS}"
+    serve.add_argument("--metrics", type=_host_port, default=METRICS, metavar="HOST:PORT", help=about)
     serve.add_argument("--group", metavar="GROUP", help="who may give commands; default the controller's own group")
     return parser
 
 
 def _add_apply(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     apply = commands.add_parser("apply", help="put a network.yaml in force")
-    apply.add_argument("file", type=Path, metavar="network.yaml")
+    said = "left out (with --key or --unsigned): the network in force, with what was said of sites since"
+    apply.add_argument("file", type=Path, nargs="?", metavar="network.yaml", help=said)
+    _add_now(apply)
     allow = "sites accept to lose most of what they may reach"
     apply.add_argument("--allow-mass-removal", action="store_true", help=allow)
     where = apply.add_mutually_exclusive_group()
@@ -81,6 +94,20 @@ def _add_apply(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
 
     take = commands.add_parser("import", help="put in force what `sign` signed")
     take.add_argument("file", type=Path, metavar="FILE")
+    _add_now(take)
+
+    rollout = commands.add_parser("rollout", help="how far is the rollout? or pause it, go on, end it")
+    rollout.add_argument("do", nargs="?", choices=("show", "pause", "resume", "abort"), default="show")
+    rollout.add_argument("--json", action="store_true")
+
+    rollback = commands.add_parser("rollback", help="put an older network in force again, as a new version")
+    rollback.add_argument("number", nargs="?", type=int, help="default: the one before; --list shows them")
+    rollback.add_argument("--list", action="store_true", help="only show what was applied")
+    _add_now(rollback)
+
+
+def _add_now(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--now", action="store_true", help="to all sites at once, not in waves")
 
 
 def _add_sites(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -94,6 +121,11 @@ def _add_sites(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         site.add_argument("--hours", type=int, default=TOKEN_HOURS, metavar="H", help=hours)
         site.add_argument("--no-qr", action="store_true", help="no QR code, also in a terminal")
         site.add_argument("--json", action="store_true")
+    for name, help in (
+        ("drain", "empty a hub: its branches leave it, make before break"),
+        ("undrain", "bring a hub back"),
+    ):
+        commands.add_parser(name, help=help).add_argument("site", metavar="SITE")
     revoke = commands.add_parser("revoke", help="shut a site out, everywhere")
     revoke.add_argument("site", metavar="SITE")
 
@@ -113,6 +145,15 @@ def _port(text: str) -> int:
     if not 0 <= port <= 65535:
         raise argparse.ArgumentTypeError(f"{text} is no port")
     return port
+
+
+def _host_port(text: str) -> tuple[str, int] | None:
+    if text == "none":
+        return None
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, as in {METRICS}")
+    return host.strip("[]"), _port(port)
 
 
 def _seconds(text: str) -> float:

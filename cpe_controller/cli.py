@@ -17,16 +17,19 @@ import msgspec
 import segno
 
 from cpe_controller import arguments, authorities, commands, control, setup
+from cpe_controller.change import signed
 from cpe_controller.commands import Answer, Command, answering, applying
 from cpe_controller.compile import rehearse
 from cpe_controller.files import SetupError, read, save
 from cpe_controller.parse import parse
-from cpe_controller.publish import signed
 from cpe_controller.serve import Serving, serve
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     told = arguments.read(argv)
+    if told.command == "apply" and told.file is None and told.key is None and told.unsigned is None:
+        print("cpe-controller: apply needs a network.yaml, or --key or --unsigned to sign anew", file=sys.stderr)
+        return 2
     try:
         return _run(told)
     except control.Refusal as refusal:
@@ -67,7 +70,15 @@ def _run(told: argparse.Namespace) -> int:
 def _command(told: argparse.Namespace) -> Command:
     match told.command:
         case "import":
-            return commands.Import(_text(told.file))
+            return commands.Import(_text(told.file), told.now)
+        case "rollback":
+            return commands.Rollback(told.number, told.now, told.list)
+        case "rollout":
+            return commands.Roll(told.do)
+        case "status":
+            return commands.Status(tuple(told.sites), tuple(told.state_is))
+        case "drain" | "undrain":
+            return commands.Drain(told.site, back=told.command == "undrain")
         case "diff":
             return commands.Diff(setup.read_network(told.file), str(told.file))
         case "token":
@@ -89,16 +100,16 @@ def _do(told: argparse.Namespace, command: Command) -> Answer:
 
 
 def _apply(told: argparse.Namespace) -> int:
-    text = setup.read_network(told.file)
-    if told.key is None and told.unsigned is None:
-        return _print(_do(told, commands.Apply(text, str(told.file), told.allow_mass_removal)), told)
+    text = None if told.file is None else setup.read_network(told.file)
+    if told.key is None and told.unsigned is None and text is not None:
+        return _print(_do(told, commands.Apply(text, str(told.file), told.allow_mass_removal, told.now)), told)
     planned = _do(told, commands.Plan(text, str(told.file), told.allow_mass_removal))
     if told.unsigned is not None:
         save(told.unsigned, planned.data.encode(), 0o600)
         print(f"{told.unsigned}: {planned.lines[0]}; next: cpe-controller sign {told.unsigned} --key FILE")
         return 0
     change = signed(applying.decode(planned.data), setup.signer(told.state, told.key))
-    return _print(_do(told, commands.Import(applying.encode(change))), told)
+    return _print(_do(told, commands.Import(applying.encode(change), told.now)), told)
 
 
 def _print(answer: Answer, told: argparse.Namespace) -> int:
@@ -141,6 +152,7 @@ def _serve(told: argparse.Namespace) -> None:
             heartbeat_s=told.heartbeat_s,
             socket=told.socket,
             group=told.group,
+            metrics=told.metrics,
         ),
         say,
     )

@@ -77,7 +77,7 @@ def compile_network(
             ),
             uplinks=_uplinks(site, addresses),
             peers=_peers(network, site, addresses, orders),
-            pairs=tuple(_still_served(pairs[site.name], orders.revoked)),
+            pairs=tuple(still_served(pairs[site.name], orders.revoked)),
             classes=dict(network.classes),
             ipsec=network.ipsec,
             policy=network.policy,
@@ -138,7 +138,7 @@ def _endpoints(site: Site, addresses: Allocation) -> tuple[Endpoint, ...]:
     )
 
 
-def _still_served(pairs: Iterable[Pair], revoked: frozenset[str]) -> Iterator[Pair]:
+def still_served(pairs: Iterable[Pair], revoked: frozenset[str]) -> Iterator[Pair]:
     for pair in pairs:
         if not revoked.intersection(pair.peers):
             yield pair

@@ -21,8 +21,8 @@ from cpe_agent.model.document import NAME, SigningKey
 from cpe_agent.model.document_check import decode
 from cpe_controller import pki, standing, tokens
 from cpe_controller.answers import Refused, body_of, refused, unavailable
+from cpe_controller.change import in_force
 from cpe_controller.limits import Limits, Rate
-from cpe_controller.publish import in_force
 from cpe_controller.store import Store, StoreError
 
 # A request with a P-256 CSR has about a kilobyte.

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from cpe_controller import standing
+from cpe_controller.change import DOCUMENTS, Published
 from cpe_controller.pki import Holder
-from cpe_controller.publish import DOCUMENTS, Published
 from cpe_controller.standing import SITES, Standing
 from cpe_controller.store import Entry, Store
 
@@ -56,6 +56,13 @@ class Feed:
 
     def standing(self, site: str) -> Standing:
         return self._standings.get(site, Standing())
+
+    def standings(self) -> dict[str, Standing]:
+        return dict(self._standings)
+
+    def streams(self) -> int:
+        """How many are held now."""
+        return sum(map(len, self._streams.values()))
 
     def admits(self, holder: Holder) -> bool:
         return self.standing(holder.site).admits(holder.generation)

@@ -123,6 +123,7 @@ class Network:
     classes: Mapping[str, document.Class]
     ipsec: document.Ipsec
     policy: document.Policy
+    canaries: tuple[str, ...]
     lifetime_days: int
     on_expiry: Literal["keep", "block"]
     source: str = field(compare=False)

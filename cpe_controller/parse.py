@@ -23,7 +23,7 @@ _SITE = ("uplinks", "lans")
 _HUB = ("dials", "drain", "hub_nat", "management")
 _TOP = (
     *("controllers", "lifetime_days", "on_expiry", "probe", "policy", "ipsec", "classes", "management"),
-    *("templates", "branches", "services", "permits"),
+    *("rollout", "templates", "branches", "services", "permits"),
 )
 
 
@@ -53,6 +53,7 @@ def parse(text: str, source: str = "network.yaml") -> Network:
         classes=classes,
         ipsec=values.ipsec(top.get("ipsec")),
         policy=values.policy(top.get("policy")),
+        canaries=_canaries(top.get("rollout"), branches),
         lifetime_days=values.lifetime_days(top.get("lifetime_days")),
         on_expiry=cast(Literal["keep", "block"], on_expiry.choice("keep", "block")) if on_expiry else "keep",
         source=source,
@@ -107,6 +108,18 @@ def _branches(
         own = values.management(record.get("management"), management)
         branches.append(Site(name, record.whole.path, _uplinks(record["uplinks"], probe), _lans(record["lans"]), own))
     return tuple(branches)
+
+
+def _canaries(field: Field | None, branches: tuple[Site, ...]) -> tuple[str, ...]:
+    """The branches that get a new document before all others."""
+    if field is None:
+        return ()
+    known = [branch.name for branch in branches]
+    found = field.record(("canaries",), ())["canaries"].one_or_more()
+    for item in found:
+        if item.text() not in known:
+            raise item.error(f"{item.text()!r} is no branch; use some of {', '.join(known[:12])}")
+    return tuple(item.text() for item in found)
 
 
 def _filled(field: Field, templates: Mapping[str, Field]) -> Field:

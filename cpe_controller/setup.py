@@ -22,12 +22,13 @@ import msgspec
 
 from cpe_agent.model.document import NAME, SigningKey, Trust
 from cpe_controller import authorities, pki, standing
+from cpe_controller.change import Change, plan, signed
 from cpe_controller.enrolment import Vouching
 from cpe_controller.fields import NetworkError
 from cpe_controller.files import SetupError, read, save
 from cpe_controller.network import Network
 from cpe_controller.parse import parse
-from cpe_controller.publish import Applied, Change, commit, plan, signed
+from cpe_controller.publish import Applied, commit
 from cpe_controller.signing import Signer
 from cpe_controller.store import Store, Write
 from cpe_controller.store.sqlite import SqliteStore

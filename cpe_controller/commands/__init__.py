@@ -6,7 +6,7 @@ in the controller's.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -24,17 +24,19 @@ class _Command(msgspec.Struct, frozen=True, forbid_unknown_fields=True, tag_fiel
 
 
 class Apply(_Command, frozen=True, tag="apply"):
-    """Put a network.yaml in force. `source` is how errors call it."""
+    """Put a network.yaml in force, in waves or (`now`) at all sites at once. `source` is how errors call it."""
 
     text: str
     source: str
     allow_mass_removal: bool = False
+    now: bool = False
 
 
 class Plan(_Command, frozen=True, tag="plan"):
-    """The same, but only as a `Change` that is still to be signed (`data`)."""
+    """The same, but only as a `Change` that is still to be signed (`data`). `text` None is the network in force, with
+    what was said of single sites since."""
 
-    text: str
+    text: str | None
     source: str
     allow_mass_removal: bool = False
 
@@ -50,6 +52,35 @@ class Import(_Command, frozen=True, tag="import"):
     """Put a signed `Change` (its JSON) in force."""
 
     change: str
+    now: bool = False
+
+
+class Rollback(_Command, frozen=True, tag="rollback"):
+    """Put an older network in force again; `number` None is the one before."""
+
+    number: int | None = None
+    now: bool = False
+    list: bool = False
+
+
+class Roll(_Command, frozen=True, tag="rollout"):
+    """What is to become of the rollout."""
+
+    do: Literal["show", "pause", "resume", "abort"]
+
+
+class Status(_Command, frozen=True, tag="status"):
+    """How these sites fare (none: all), of those in one of these states (none: in any)."""
+
+    sites: tuple[str, ...] = ()
+    states: tuple[str, ...] = ()
+
+
+class Drain(_Command, frozen=True, tag="drain"):
+    """Empty a hub, make-before-break; or (`back`) bring it back."""
+
+    site: str
+    back: bool = False
 
 
 class Token(_Command, frozen=True, tag="token"):
@@ -78,4 +109,4 @@ class Audit(_Command, frozen=True, tag="audit"):
     check: bool = False
 
 
-Command = Apply | Plan | Diff | Import | Token | Revoke | Replace | Audit
+Command = Apply | Plan | Diff | Import | Rollback | Roll | Status | Drain | Token | Revoke | Replace | Audit

@@ -10,23 +10,29 @@ import datetime as dt
 from pathlib import Path
 
 from cpe_controller import audit
+from cpe_controller.change import ChangeError
 from cpe_controller.commands import (
     Answer,
     Apply,
     Audit,
     Command,
     Diff,
+    Drain,
     Import,
     Plan,
     Replace,
     Revoke,
+    Roll,
+    Rollback,
+    Status,
     Token,
     applying,
+    looking,
     sites,
 )
 from cpe_controller.fields import NetworkError
 from cpe_controller.files import SetupError
-from cpe_controller.publish import ApplyConflict, ChangeError
+from cpe_controller.publish import ApplyConflict
 from cpe_controller.setup import Setup, opened
 from cpe_controller.store import Store, StoreError
 
@@ -53,6 +59,14 @@ def _run(state_dir: Path, store: Store, setup: Setup, command: Command, by: str)
             return applying.diff(state_dir, store, setup, command)
         case Import():
             return applying.take_in(state_dir, store, command, by)
+        case Rollback():
+            return applying.rollback(state_dir, store, setup, command, by)
+        case Roll():
+            return looking.roll(store, command, by)
+        case Status():
+            return looking.status(store, command)
+        case Drain():
+            return sites.drain(state_dir, store, setup, command, by)
         case Token():
             return sites.token(state_dir, store, setup, command, by)
         case Revoke():

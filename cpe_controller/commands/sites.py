@@ -11,10 +11,11 @@ from pathlib import Path
 
 import msgspec
 
-from cpe_controller import audit, authorities, standing, tokens
-from cpe_controller.commands import Answer, Replace, Revoke, Token, applying
+from cpe_agent.model.document_check import decode
+from cpe_controller import audit, authorities, rolling, standing, tokens
+from cpe_controller.change import DOCUMENTS, Published, in_force
+from cpe_controller.commands import Answer, Drain, Replace, Revoke, Token, applying
 from cpe_controller.files import SetupError
-from cpe_controller.publish import DOCUMENTS
 from cpe_controller.setup import Setup
 from cpe_controller.standing import Standing
 from cpe_controller.store import Store
@@ -50,7 +51,32 @@ def replace(state_dir: Path, store: Store, told: Setup, command: Replace, by: st
     fresh = _new_token(state_dir, store, told, command.site, stands, command.hours, by)
     said = f"{command.site}: a new box may take its place; the one that had it is refused from now on"
     published = _with(said, state_dir, store, told, by)
-    return Answer((*published.lines, *fresh.lines), fresh.data, published.exit)
+    lines = published.lines
+    if not rolling.settled(store):
+        lines = (
+            *lines,
+            "its peers take it in again with the next apply, if it was revoked before: a rollout was aborted",
+        )
+    return Answer((*lines, *fresh.lines), fresh.data, published.exit)
+
+
+def drain(state_dir: Path, store: Store, told: Setup, command: Drain, by: str) -> Answer:
+    published = in_force(store, command.site)
+    if published is None or decode(published.raw).role != "hub":
+        raise SetupError(f"{command.site} is no hub that has a document; only hubs are drained")
+    others = [site for site in _hubs(store) if site != command.site and not standing.of(store, site).drained]
+    if not command.back and not others:
+        raise SetupError(f"{command.site} is the last hub that serves: undrain another first")
+    audit.append(store, dt.datetime.now(dt.UTC), by, "undrain" if command.back else "drain", {"site": command.site})
+    standing.change(store, command.site, lambda now: msgspec.structs.replace(now, drained=not command.back))
+    said = "serves again" if command.back else "its branches are to leave it, make before break"
+    return _with(f"{command.site}: {said}", state_dir, store, told, by)
+
+
+def _hubs(store: Store) -> list[str]:
+    entries = store.list(DOCUMENTS).entries
+    found = [(entry.key.removeprefix(DOCUMENTS), Published.read(entry.value or b"").raw) for entry in entries]
+    return [site for site, raw in found if raw and decode(raw).role == "hub"]
 
 
 def _with(said: str, state_dir: Path, store: Store, told: Setup, by: str) -> Answer:

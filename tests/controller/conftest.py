@@ -26,6 +26,7 @@ class Served:
 
     url: str
     enrolment_url: str
+    metrics_url: str
     state: Path
     process: subprocess.Popen[str]
 
@@ -65,15 +66,15 @@ def serving(state: Path, *more: str, socket: Path | None = None) -> Iterator[Ser
     """A server of its own process for this state, until the end."""
     command = [sys.executable, "-m", "cpe_controller", "--state", str(state)]
     command += ["--socket", str(socket or state / "control.sock"), "serve"]
-    command += ["--listen", "127.0.0.1", "--port", "0", "--heartbeat-s", str(HEARTBEAT_S), *more]
+    command += ["--listen", "127.0.0.1", "--port", "0", "--heartbeat-s", str(HEARTBEAT_S)]
+    command += ["--metrics", "127.0.0.1:0", *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=EXAMPLE.parents[1]) as process:
         try:
             assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("listening on "), line
-            enrolling = process.stdout.readline()
-            assert enrolling.startswith("enrolling on "), enrolling
-            yield Served(line.split()[-1], enrolling.split()[-1], state, process)
+            lines = [process.stdout.readline() for _ in range(3)]
+            urls = {line.split()[0]: line.split()[-1] for line in lines if line}
+            assert set(urls) == {"listening", "enrolling", "metrics"}, lines
+            yield Served(urls["listening"], urls["enrolling"], urls["metrics"], state, process)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

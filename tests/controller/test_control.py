@@ -16,6 +16,7 @@ import pytest
 
 from cpe_agent.model.document_check import decode
 from cpe_controller import audit, commands, control, publish, setup
+from cpe_controller.change import Change
 from cpe_controller.cli import main
 from cpe_controller.commands import answering
 from cpe_controller.setup import SetupError
@@ -44,7 +45,7 @@ def test_commands_reach_the_running_controller(
     where = ["--state", str(tmp_path / "not-here"), "--socket", str(served.state / "control.sock")]
     changed = tmp_path / "network.yaml"
     changed.write_text(text.replace("failback_s: 60", "failback_s: 61"))
-    assert main([*where, "apply", str(changed)]) == 0
+    assert main([*where, "apply", "--now", str(changed)]) == 0
     assert "4 changed" in capsys.readouterr().out
     with served.client("van-1") as client:
         assert decode(client.get("/v1/document").content).policy.failback_s == 61
@@ -185,7 +186,7 @@ def test_the_policy_key_may_be_elsewhere(
         elsewhere = ["--state", str(tmp_path / "nothing")]
         assert main([*elsewhere, "sign", str(order), "--key", str(other)]) == 1
         assert main([*elsewhere, "sign", str(order), "--key", str(key)]) == 0
-        change = msgspec.json.decode(order.read_bytes(), type=publish.Change)
+        change = msgspec.json.decode(order.read_bytes(), type=Change)
         draft = change.drafts["van-1"]
         forged = msgspec.structs.replace(draft, raw=draft.raw.replace(b"10.102.0.0", b"10.102.1.0"))
         bad = tmp_path / "bad.json"
