@@ -6,6 +6,7 @@ In: the words after `cpe-controller`. Out: an `argparse.Namespace`, with the `co
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -126,6 +127,11 @@ def _add_sites(commands: argparse._SubParsersAction[argparse.ArgumentParser]) ->
         ("undrain", "bring a hub back"),
     ):
         commands.add_parser(name, help=help).add_argument("site", metavar="SITE")
+    vcpe = commands.add_parser("cloud-init", help="user-data with which a cloud image becomes this site")
+    vcpe.add_argument("site", metavar="SITE")
+    vcpe.add_argument("--hours", type=int, default=TOKEN_HOURS, metavar="H", help=f"default {TOKEN_HOURS}")
+    vcpe.add_argument("--deb", type=_url, metavar="URL", help="the agent's package; default: apt has cpe-agent")
+    vcpe.add_argument("--sha256", type=_sha256, metavar="HEX", help="of the package; needed with --deb")
     revoke = commands.add_parser("revoke", help="shut a site out, everywhere")
     revoke.add_argument("site", metavar="SITE")
 
@@ -135,6 +141,11 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     cert.add_argument("site", metavar="SITE")
     into = "where to put SITE.key, SITE.pem, root.pem"
     cert.add_argument("--out", type=Path, required=True, metavar="DIR", help=into)
+
+    backup = commands.add_parser("backup", help="everything but the root's key, in one file; the controller may run")
+    backup.add_argument("file", type=Path, metavar="FILE")
+    restore = commands.add_parser("restore", help="a new state directory from a backup, in a new epoch")
+    restore.add_argument("file", type=Path, metavar="FILE")
 
     renew = commands.add_parser("renew", help="a new certificate for the server and a new authority for sites")
     renew.add_argument("--root-key", type=Path, metavar="FILE", help="where root.key is, if it is kept elsewhere")
@@ -154,6 +165,18 @@ def _host_port(text: str) -> tuple[str, int] | None:
     if not host or not port.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is no HOST:PORT, as in {METRICS}")
     return host.strip("[]"), _port(port)
+
+
+def _url(text: str) -> str:
+    if not text.startswith("https://") or any(c.isspace() for c in text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no https:// address")
+    return text
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch("[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} is no SHA-256 in hex")
+    return text.lower()
 
 
 def _seconds(text: str) -> float:

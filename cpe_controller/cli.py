@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import segno
 
-from cpe_controller import arguments, authorities, commands, control, setup
+from cpe_controller import arguments, authorities, backup, cloudinit, commands, control, setup
 from cpe_controller.change import signed
 from cpe_controller.commands import Answer, Command, answering, applying
 from cpe_controller.compile import rehearse
@@ -56,6 +56,13 @@ def _run(told: argparse.Namespace) -> int:
                 print(path)
         case "renew":
             _renew(told)
+        case "backup":
+            names = backup.backup(told.state, told.file, control.user_name(os.getuid()))
+            print(f"{told.file}: {', '.join(names)}; it holds private keys, and not the root's")
+        case "restore":
+            return _restore(told)
+        case "cloud-init":
+            return _cloud_init(told)
         case "sign":
             change = signed(applying.decode(_text(told.file)), setup.signer(told.state, told.key))
             save(told.out or told.file, applying.encode(change).encode(), 0o600)
@@ -137,6 +144,28 @@ def _renew(told: argparse.Namespace) -> None:
         authorities.renew(told.state, root, found.network, found.addresses, dt.datetime.now(dt.UTC))
     print("renewed: the server's certificate and the authority that issues sites' certificates")
     print("next: apply the network again, so that peers know the new authority; then restart the controller")
+
+
+def _restore(told: argparse.Namespace) -> int:
+    by = control.user_name(os.getuid())
+    found = backup.restore(told.file, told.state, dt.datetime.now(dt.UTC), by)
+    print(f"{told.state}: the network {found.network}, in epoch {found.epoch}")
+    with setup.opened(told.state) as (store, _):
+        try:
+            again = applying.again(told.state, store, found, by)
+        except SetupError as error:
+            print(f"its documents are NOT signed for this epoch yet, and no site will take them: {error}")
+            return 1
+    return _print(again, told)
+
+
+def _cloud_init(told: argparse.Namespace) -> int:
+    if (told.deb is None) != (told.sha256 is None):
+        print("cpe-controller: --deb and --sha256 belong together", file=sys.stderr)
+        return 2
+    answer = _do(told, commands.Token(told.site, told.hours))
+    print(cloudinit.user_data(answer.data["token"], told.deb, told.sha256), end="")
+    return answer.exit
 
 
 def _serve(told: argparse.Namespace) -> None:
