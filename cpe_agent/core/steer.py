@@ -168,7 +168,7 @@ def step(
             barred.add(bundle.name)
         active[bundle.name] = chosen
         holds[bundle.name] = hold
-        trials[bundle.name] = chooser.trial
+        trials[bundle.name] = chooser.trial if chosen == present else Trial()
         measure |= chooser.measure
     measuring = {path: steering.measure.get(path, now) for path in sorted(measure)}
     new = Steering(active, waiting, grades, holds, blamed, trials, measuring, frozenset(barred))
@@ -242,9 +242,9 @@ class _Chooser:
         if present.peer in {path.peer for path in self._refusing}:
             return best.path if best else present, "peer_not_ready"
         here = candidate(self._bundle, present, self._view, self._grades, self._now)
-        if best is not None and here.taken_out and not best.taken_out:
+        if best is not None and not best.silent and here.taken_out and not best.taken_out:
             return best.path, "taken_out"
-        if best is not None and here.failing and best.fitness[:2] < here.fitness[:2]:
+        if best is not None and not best.silent and here.failing and best.fitness[:2] < here.fitness[:2]:
             return best.path, "service_failed"
         chosen, reason = self._better(here, hold)
         if chosen != present and self._now < hold.until:
