@@ -230,6 +230,8 @@ async def test_that_a_lost_link_waits_for_no_reading(autojump_clock: MockClock, 
         assert world.carried() == ON_LTE
         doubled = [line for line in world.story.since(fault_at, "tunnels") if "initiate lte" in line.text]
         assert len(doubled) == 3, doubled
+        said = [line.text for line in world.story.events("link_changed", fault_at) if "interface=wired" in line.text]
+        assert said and not any("state=up" in text for text in said), f"a reading from before was believed: {said}"
 
 
 async def test_that_an_ended_ike_sa_counts_at_once(autojump_clock: MockClock) -> None:
