@@ -18,10 +18,11 @@ import ipaddress
 from collections.abc import Iterable
 
 from cpe_agent.core.addresses import host, network
-from cpe_agent.core.uplinks import ResolvedUplink
+from cpe_agent.core.lans import lan_interface
+from cpe_agent.core.uplinks import ResolvedUplink, interfaces
 from cpe_agent.model import dataplane as dp
 from cpe_agent.model.dataplane import Backend, Route, Routes, Rule
-from cpe_agent.model.document import Document, Lan
+from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Links
 
 ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
@@ -37,8 +38,7 @@ def routes(document: Document, uplinks: Iterable[ResolvedUplink], links: Links, 
     for family in families:
         wanted_routes.add(Route(dp.INBOUND, ANYWHERE[family]))
         wanted_rules.add(Rule(family, dp.PRIORITY_OVERLAY, dp.OVERLAY))
-        for name, asked in document.uplinks.items():
-            interface = asked.interface or name
+        for interface in interfaces(document, links).values():
             wanted_rules.add(Rule(family, dp.PRIORITY_UPLINK_IN, dp.INBOUND, iif=interface))
         closed = [*lan_interfaces, backend.device] if backend is Backend.USERLAND else lan_interfaces
         for interface in closed:
@@ -78,15 +78,6 @@ def _anchors(document: Document, backend: Backend) -> frozenset[str]:
         return frozenset()
     networks = [network(lan.subnet) for lan in document.lans if lan.via]
     return frozenset(host(str(n.network_address)) for n in networks if n.num_addresses > 2)
-
-
-def lan_interface(document: Document, lan: Lan) -> str | None:
-    """The interface that a LAN is reached by: its own, or that of the LAN which its router (`via`) is in."""
-    if lan.interface or not lan.via:
-        return lan.interface
-    router = ipaddress.ip_address(lan.via)
-    within = (other for other in document.lans if router in network(other.subnet))
-    return next((other.interface for other in within), None)
 
 
 def remote_subnets(document: Document) -> set[str]:

@@ -14,6 +14,7 @@ from cpe_agent.model.condition import Condition
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, Links
+from cpe_agent.model.usage import Usage
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -22,7 +23,7 @@ class Plan(msgspec.Struct, frozen=True):
     document: Document
     dataplane: Dataplane
     conditions: tuple[Condition, ...]
-    link_up: dict[str, bool]  # by uplink name
+    link_up: dict[str, bool]  # by uplink name: has carrier, and leads anywhere
 
 
 class Verdicts(msgspec.Struct, frozen=True):
@@ -70,8 +71,8 @@ class Services(msgspec.Struct, frozen=True):
 class Cells:
     """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
     (loops.planning); charon, targets, duplicates (loops.reconcile); verdicts (loops.probing); path_mtus
-    (loops.pathmtu); active, moves (loops.steering); budgets (loops.metering); services (loops.services); taken_out
-    (loops.drill)."""
+    (loops.pathmtu); active, moves (loops.steering); usages, budgets, overhead (loops.metering); services
+    (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -87,5 +88,7 @@ class Cells:
         self.active: Cell[dict[str, Path | None]] = Cell({})
         self.moves: Cell[dict[tuple[str, str], int]] = Cell({})
         self.budgets: Cell[dict[str, Budget]] = Cell({})
+        self.usages: Cell[dict[str, Usage]] = Cell({})
+        self.overhead: Cell[dict[str, int]] = Cell({})
         self.services: Cell[Services] = Cell(Services())
         self.taken_out: Cell[frozenset[Path]] = Cell(frozenset())

@@ -19,6 +19,9 @@ TABLE = "cpe_agent"
 CONNECTION_PREFIX = "cpe-"
 PROBE_CHILD = "probe"
 TRAFFIC_CHILD = "traffic"
+# Sets of uplinks whose elements count IKE and NAT keepalives.
+IKE_BYTES_IN = "spent_on_ike_in"
+IKE_BYTES_OUT = "spent_on_ike_out"
 
 # Not used by the kernel or by any daemon in iproute2's rt_protos.
 ROUTE_PROTOCOL = 155
