@@ -32,7 +32,7 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     whole = read(text, source)
     top = whole.record(("network", "overlay", "hubs"), _TOP)
     name = values.named(top["network"], top["network"].text())
-    probe = values.probing(top.get("probe"), document.Probing())
+    probe = values.probings(top.get("probe"))
     management = values.management(top.get("management"), document.Management())
     hubs = _hubs(top["hubs"], probe, management)
     branches = _branches(top, probe, management, {hub.name for hub in hubs})
@@ -59,7 +59,7 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     )
 
 
-def _hubs(field: Field, probe: document.Probing, management: document.Management) -> tuple[Hub, ...]:
+def _hubs(field: Field, probe: Mapping[str, document.Probing], management: document.Management) -> tuple[Hub, ...]:
     found = field.mapping()
     if not found:
         raise field.error("lists no hub; at least one is needed")
@@ -89,7 +89,7 @@ def _hubs(field: Field, probe: document.Probing, management: document.Management
 
 
 def _branches(
-    top: Record, probe: document.Probing, management: document.Management, hubs: set[str]
+    top: Record, probe: Mapping[str, document.Probing], management: document.Management, hubs: set[str]
 ) -> tuple[Site, ...]:
     branches = []
     for name, field in top.mapping("branches").items():
@@ -158,21 +158,22 @@ def _dials(records: Mapping[str, Record]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(listed) for name, listed in dials.items()}
 
 
-def _uplinks(field: Field, probe: document.Probing) -> tuple[Uplink, ...]:
+def _uplinks(field: Field, probe: Mapping[str, document.Probing]) -> tuple[Uplink, ...]:
     uplinks = []
     for position, (name, uplink) in enumerate(field.mapping().items(), start=1):
         values.named(uplink, name)
         record = uplink.record(("kind",), ("priority", "interface", "mtu", "monthly_bytes", "budget_day", "probe"))
+        kind = cast(Literal["wired", "cellular"], record["kind"].choice("wired", "cellular"))
         uplinks.append(
             Uplink(
                 name=name,
-                kind=cast(Literal["wired", "cellular"], record["kind"].choice("wired", "cellular")),
+                kind=kind,
                 priority=record.integer("priority", position),
                 interface=record.text("interface"),
                 mtu=record["mtu"].integer() if "mtu" in record else None,
                 monthly_bytes=record["monthly_bytes"].integer() if "monthly_bytes" in record else None,
                 budget_day=record.integer("budget_day", 1),
-                probe=values.probing(record.get("probe"), probe),
+                probe=values.probing(record.get("probe"), probe[kind]),
             )
         )
     if not uplinks:

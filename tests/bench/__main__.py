@@ -22,6 +22,7 @@ from tests.bench.figure import Figure, keep, summarise
 from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import blackhole_100x3
 from tests.bench.restart import agent_restart
+from tests.bench.standby import model_error
 from tests.lab import watch
 from tests.lab.container import REPOSITORY, LabError
 from tests.lab.lab import Lab
@@ -124,6 +125,28 @@ MEASURES = (
         worst=False,
         needs_lab=False,
     ),
+    Measure(
+        "standby_month_mb",
+        "MB",
+        "a simulated month of a standby cellular uplink to two hubs, both ways, keepalives and rekeying included",
+        limit=30,
+        runs=1,
+        take=in_namespace("tests.bench.standby:month"),
+        needs_lab=False,
+    ),
+)
+
+
+# Only by name: it takes as long as it says.
+ON_DEMAND = (
+    Measure(
+        "standby_model_error_percent",
+        "%",
+        "how far that model is off the interface's counters over SECONDS (960) of standing by in the lab",
+        limit=10,
+        runs=1,
+        take=model_error,
+    ),
 )
 
 
@@ -134,9 +157,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=os.environ.get("SEED"), help="of the faults' moments")
     arguments = parser.parse_args(argv)
     wanted = [measure for measure in MEASURES if arguments.name in (None, measure.name)]
+    wanted += [measure for measure in ON_DEMAND if arguments.name == measure.name]
     if not wanted:
         print(f"bench: there is no figure {arguments.name!r}. There are:", file=sys.stderr)
-        for measure in MEASURES:
+        for measure in (*MEASURES, *ON_DEMAND):
             print(f"  {measure.name:28}  {measure.about}", file=sys.stderr)
         return UNKNOWN_NAME
     if arguments.runs is not None and arguments.runs < 1:
