@@ -34,6 +34,7 @@ from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.metering import Metering
+from cpe_agent.loops.own_way import keep_own_way
 from cpe_agent.loops.pathmtu import PathMtus
 from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.probing import Probing
@@ -216,6 +217,7 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(probing.run)
         nursery.start_soon(steer_bundles, cells)
         nursery.start_soon(metering.run)
+        nursery.start_soon(keep_own_way, cells)
         nursery.start_soon(PathMtus(cells, mtu_prober).run)
         nursery.start_soon(reconciler.run)
         nursery.start_soon(reporter.run)

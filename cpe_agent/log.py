@@ -36,6 +36,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "path_down": "Probes over a path are not answered any more.",
         "path_measured": "The largest packet that a path carries was found, or has changed.",
         "bundle_moved": "A bundle's traffic goes over another path.",
+        "own_way_changed": "The router's own traffic leaves by another uplink (empty: the kernel's default route).",
         "budget_month_began": "An uplink's budget month is another one.",
         "budget_changed": "A metered uplink is near its monthly bytes, has used them up, or may be used again.",
         "link_changed": "An interface, its addresses, its carrier or its gateway changed.",

@@ -10,6 +10,9 @@ Pure. Theory of operation, by rule priority:
 3. what entered from a LAN or came out of a tunnel and found nothing so far: INBOUND again, unreachable. There is no
    local breakout.
 4. what the router sends from an uplink's address leaves by that uplink.
+5. all else that the router itself sends (the controller, DNS, NTP) is looked up in main but for its default routes,
+   then in OWN, which leads out by the best uplink that is known to work (core.own_way). Nothing that enters by an
+   interface gets as far as that: the rules name `lo`, by which only the router's own packets enter.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from cpe_agent.model.dataplane import Backend, Route, Routes, Rule
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Links
 
+LOOPBACK = "lo"
 ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -41,6 +45,8 @@ def routes(document: Document, uplinks: Iterable[ResolvedUplink], links: Links, 
         for interface in interfaces(document, links).values():
             wanted_rules.add(Rule(family, dp.PRIORITY_UPLINK_IN, dp.INBOUND, iif=interface))
         closed = [*lan_interfaces, backend.device] if backend is Backend.USERLAND else lan_interfaces
+        wanted_rules.add(Rule(family, dp.PRIORITY_OWN_NEAR, dp.MAIN, iif=LOOPBACK, near=True))
+        wanted_rules.add(Rule(family, dp.PRIORITY_OWN_FAR, dp.OWN, iif=LOOPBACK))
         for interface in closed:
             wanted_rules.add(Rule(family, dp.PRIORITY_LAN_IN, dp.INBOUND, iif=interface))
     wanted_routes |= _lan_routes(document, links, backend)

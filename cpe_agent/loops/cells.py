@@ -71,8 +71,8 @@ class Services(msgspec.Struct, frozen=True):
 class Cells:
     """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
     (loops.planning); charon, targets, duplicates (loops.reconcile); verdicts (loops.probing); path_mtus
-    (loops.pathmtu); active, moves (loops.steering); usages, budgets, overhead (loops.metering); services
-    (loops.services); taken_out (loops.drill)."""
+    (loops.pathmtu); active, moves (loops.steering); usages, budgets, overhead (loops.metering); own_uplink
+    (loops.own_way); services (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -90,5 +90,6 @@ class Cells:
         self.budgets: Cell[dict[str, Budget]] = Cell({})
         self.usages: Cell[dict[str, Usage]] = Cell({})
         self.overhead: Cell[dict[str, int]] = Cell({})
+        self.own_uplink: Cell[str | None] = Cell(None)
         self.services: Cell[Services] = Cell(Services())
         self.taken_out: Cell[frozenset[Path]] = Cell(frozenset())

@@ -18,7 +18,7 @@ from contextlib import aclosing
 import msgspec
 import trio
 
-from cpe_agent.core import doubled, duplicates, firewall, routes, tunnels
+from cpe_agent.core import doubled, duplicates, firewall, own_way, routes, tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
@@ -126,7 +126,7 @@ class Reconciler:
         cells = self._cells
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
-            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus,))
+            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus, cells.own_uplink))
             nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
@@ -213,14 +213,17 @@ class Reconciler:
         try:
             observed = await self._routes.read()
             mtus = self._cells.path_mtus.value
-            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding)
+            own = self._cells.own_uplink.value
+            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding, own)
             if self._routes_at_rest is not None and all(map(operator.is_, looked_at, self._routes_at_rest)):
                 # A hub has ten thousand routes and more: what was in sync is, while nothing of it is another object.
                 self._routes_target.succeeded(0)
                 return
             self._routes_at_rest = None
             wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
-            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | self._return_routes(observed))
+            own_routes = own_way.kept(wanted, observed) if own is None else own_way.routes(wanted, plan.document, own)
+            more = self._return_routes(observed) | own_routes
+            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | more)
             ops = routes.diff(wanted, observed)
             if ops:
                 await self._routes.apply(ops)

@@ -30,9 +30,15 @@ PRIORITY_UPLINK_IN = 110
 PRIORITY_OVERLAY = 120
 PRIORITY_LAN_IN = 130
 PRIORITY_UPLINK_FROM = 140
-# What leads into tunnels; what may be reached from an uplink (nothing); then one table per uplink.
+# What the router itself sends, and has not chosen an address for: where the kernel knows a way better than a default
+# route, that; else by the best uplink; else (nobody knows which is) whatever the kernel's default route is.
+PRIORITY_OWN_NEAR = 150
+PRIORITY_OWN_FAR = 160
+# What leads into tunnels; what may be reached from an uplink (nothing); the router's own way out; then one table per
+# uplink.
 OVERLAY = 15500
 INBOUND = 15501
+OWN = 15502
 UPLINK_TABLES = 15510
 # In the overlay table the way through IPsec comes first; if its device is gone, the same subnet is unreachable.
 METRIC_TUNNEL = 100
@@ -168,13 +174,15 @@ class Ruleset(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True, order=True):
-    """A routing rule: from `source` (address or "") or entering by `iif` (name or ""), look in `table`."""
+    """A routing rule: from `source` (address or "") or entering by `iif` (name or ""), look in `table`; `near`: its
+    default routes do not count."""
 
     family: int  # 4 or 6
     priority: int
     table: int
     iif: str = ""
     source: str = ""
+    near: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, order=True):

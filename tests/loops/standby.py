@@ -2,7 +2,8 @@
 
 `Probing` and `PathMtus` run as in the agent, over a prober that answers and takes note of every packet; when charon
 would rekey, they are told of new SAs. What charon itself then sends (keepalives, DPD, rekeying, replacing) is worked
-out from when packets passed, as charon does. `tests.bench.standby` holds the model against the counters of a real interface.
+out from when packets passed, as charon does. `tests.bench.standby` holds the model against the counters of a real
+interface.
 """
 
 from __future__ import annotations

@@ -17,6 +17,7 @@ from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.metering import Metering
+from cpe_agent.loops.own_way import keep_own_way
 from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.probing import Probing
 from cpe_agent.loops.readiness import ReadinessKeeper
@@ -183,6 +184,7 @@ class Agent:
             nursery.start_soon(self.probing.run)
             nursery.start_soon(steer_bundles, self.cells)
             nursery.start_soon(self.metering.run)
+            nursery.start_soon(keep_own_way, self.cells)
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.reporter.run)
             await self.reconciler.firewall_seen_to.wait()
