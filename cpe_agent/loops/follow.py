@@ -1,8 +1,9 @@
 """What does the controller ask now? Loads the last good document, then follows the controller over any uplink.
 
 A document that is refused changes nothing: it is reported, and not fetched again until the controller has another one.
-Losing the controller changes nothing either. Every address of ours is tried, best uplink first, because the kernel's
-own default route may lead into a link that is up and dead.
+Losing the controller changes nothing either. Every address of ours is tried, best uplink first: the router's own way
+out follows path health (core.own_way), but without a document, or while no hub answers at all, nobody knows which link
+works, and the kernel's own default route may lead into one that is up and dead.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from cpe_agent.core import obey
+from cpe_agent.core import bootstrap, obey
 from cpe_agent.core.obey import Clock
 from cpe_agent.core.uplinks import resolve
 from cpe_agent.core.wanted_tunnels import selectors
@@ -163,8 +164,10 @@ class Follower:
 
     def _local_addresses(self) -> list[str]:
         document, links = self._cells.document.value, self._cells.links.value
-        if document is None or links is None:
+        if links is None:
             return [""]
+        if document is None:
+            return ["", *bootstrap.addresses(links)]
         uplinks, _ = resolve(document, links)
         healthy = {path.uplink for path, track in self._cells.verdicts.value.tracks.items() if track.usable()}
         ranked = sorted(uplinks, key=lambda uplink: (uplink.name not in healthy, not uplink.up))

@@ -70,7 +70,8 @@ class Metering:
     async def run(self) -> None:
         """For ever; what was counted is saved at the end."""
         bell = Bell()
-        self._saved_at = trio.current_time()
+        # An uplink that is new is saved at the first look: from then on no crash can lose it.
+        self._saved_at = trio.current_time() - SAVE_APART_S
         async with trio.open_nursery() as nursery:
             # An interface that comes or goes begins or ends a count.
             nursery.start_soon(ring_on_change, bell, "facts", (self._cells.document, self._cells.links))

@@ -18,7 +18,7 @@ from contextlib import aclosing
 import msgspec
 import trio
 
-from cpe_agent.core import doubled, duplicates, firewall, own_way, routes, tunnels
+from cpe_agent.core import bootstrap, doubled, duplicates, firewall, own_way, routes, tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
@@ -165,13 +165,25 @@ class Reconciler:
             self.firewall_seen_to.set()
 
     async def _close_without_document(self) -> None:
-        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through."""
+        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through; and it
+        can ask its controller by each of its links."""
         try:
             if await self._firewall.read() is None:
                 await self._firewall.apply(firewall.diff(ruleset(None, self._backend), None)[0])
             self._rules_target.succeeded(0)
         except EdgeError as error:
             self._rules_target.failed(error)
+        links = self._cells.links.value
+        if links is None:
+            return
+        try:
+            living = await self._routes.read()
+            ops = routes.diff(bootstrap.routing(links, living), living)
+            if ops:
+                await self._routes.apply(ops)
+            self._routes_target.succeeded(0)
+        except EdgeError as error:
+            self._routes_target.failed(error)
 
     async def _close_rules(self, plan: Plan) -> Sequence[FirewallOp]:
         """Apply what closes; return what opens."""

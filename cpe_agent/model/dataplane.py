@@ -30,6 +30,8 @@ PRIORITY_UPLINK_IN = 110
 PRIORITY_OVERLAY = 120
 PRIORITY_LAN_IN = 130
 PRIORITY_UPLINK_FROM = 140
+# Before there is a document: the same, of links that look like uplinks.
+PRIORITY_FOUND_FROM = 145
 # What the router itself sends, and has not chosen an address for: where the kernel knows a way better than a default
 # route, that; else by the best uplink; else (nobody knows which is) whatever the kernel's default route is.
 PRIORITY_OWN_NEAR = 150
@@ -40,6 +42,7 @@ OVERLAY = 15500
 INBOUND = 15501
 OWN = 15502
 UPLINK_TABLES = 15510
+FOUND_TABLES = 15600
 # In the overlay table the way through IPsec comes first; if its device is gone, the same subnet is unreachable.
 METRIC_TUNNEL = 100
 METRIC_NOWHERE = 1000

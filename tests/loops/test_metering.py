@@ -111,6 +111,19 @@ async def test_a_spent_uplink_is_spent_before_the_first_look(autojump_clock: Moc
         assert cells.budgets.value == {"lte": Budget.SPENT}
 
 
+async def test_a_crash_right_after_the_first_look_costs_no_byte(autojump_clock: MockClock) -> None:
+    meter = Meter()
+    async with meter.agent():
+        await trio.sleep(1)
+        found = meter.store.usages
+        assert set(found) == {"wired", "lte"}
+    meter.store.usages = found
+    meter.kernel.carry("lte", 1000)
+    async with meter.agent() as cells:
+        await trio.sleep(SOON_S)
+        assert cells.usages.value["lte"].month_bytes == 1000
+
+
 async def test_restarts_reboots_and_modems_cost_no_byte(autojump_clock: MockClock) -> None:
     meter = Meter()
     async with meter.agent() as cells:
@@ -202,7 +215,7 @@ async def test_a_full_disk_does_not_stop_the_count(autojump_clock: MockClock) ->
             meter.kernel.carry("lte", 2 * SAVE_BYTES)
             await trio.sleep(SAVE_APART_S + LOOK_S)
         assert cells.usages.value["lte"].month_bytes == 10 * SAVE_BYTES
-        assert "lte" not in meter.store.usages
+        assert meter.store.usages["lte"].month_bytes == 0
         meter.store.refusal = None
         meter.kernel.carry("lte", 2 * SAVE_BYTES)
         await trio.sleep(SAVE_APART_S + LOOK_S)
