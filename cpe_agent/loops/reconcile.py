@@ -174,7 +174,8 @@ class Reconciler:
         except EdgeError as error:
             self._rules_target.failed(error)
         links = self._cells.links.value
-        if links is None:
+        if links is None or self._cells.document.value is not None:
+            # One that was just loaded will be compiled in a moment.
             return
         try:
             living = await self._routes.read()

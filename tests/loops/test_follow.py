@@ -214,3 +214,23 @@ async def test_that_without_a_document_every_link_is_tried_by_its_own_way(autoju
         world.publish(branch())
         await trio.sleep(40)
         assert world.carried()
+
+
+async def test_that_a_silent_uplink_is_left_at_once(autojump_clock: MockClock) -> None:
+    """The stream over it would be missed after 30 s; the paths know within a second."""
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        asked = len(world.controller.asked)
+        world.blackhole("wired")
+        await trio.sleep(3)
+        assert world.controller.asked[asked:] == ["100.64.1.10"] * 2, "a document, then the stream"
+        # What comes over the good link is obeyed, and the good link is not left.
+        world.publish(branch(2))
+        await trio.sleep(1)
+        assert world.story.events("document_accepted")[-1].text.endswith("version=2")
+        world.heal("wired")
+        await trio.sleep(60)
+        assert world.controller.asked[-1] == "203.0.113.18"
+        assert not world.story.events("controller_lost")

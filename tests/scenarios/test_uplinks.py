@@ -127,11 +127,14 @@ def test_that_uplinks_are_found_and_counted(lab: Lab, site: RunningSite) -> None
     page = site.run("curl", "-sf", "--max-time", "3", "http://127.0.0.1:9273/metrics").stdout
     for name in ("uplink_bytes_total", "uplink_budget_remaining_bytes", "overhead_bytes_total"):
         assert f'cpe_agent_{name}{{uplink="lte"}}' in page
-    # Probes alone: ten a second to two hubs, 216 bytes each with its answer.
-    spent = _uplink(report, "lte").overhead_bytes or 0
-    time.sleep(12)
-    more = (_uplink(watch.status(lab, SITE), "lte").overhead_bytes or 0) - spent
-    assert more > 10 * 2 * 10 * 216 / 2
+    # Nothing but what the agent spends is on this link now: its metric grows as the interface's counters do, less the
+    # Ethernet's headers. Both are as of a look, and some seconds old.
+    began, spent, counted = time.monotonic(), _uplink(report, "lte").overhead_bytes or 0, _counted(site, "lte")
+    time.sleep(25)
+    shown = (_uplink(watch.status(lab, SITE), "lte").overhead_bytes or 0) - spent
+    passed = (_counted(site, "lte") - counted) * 108 / 122
+    late = 22 / (time.monotonic() - began) * passed
+    assert passed - late <= shown <= passed + late and shown > 0
 
 
 def test_that_the_routers_own_traffic_leaves_a_silent_link(lab: Lab, site: RunningSite) -> None:
@@ -149,7 +152,7 @@ def test_that_the_routers_own_traffic_leaves_a_silent_link(lab: Lab, site: Runni
         described = yaml.safe_load(text)
         described["policy"] = {"failback_s": 4}
         version = provision.apply(lab, yaml.safe_dump(described, sort_keys=False))[SITE]
-        wait_until("it has the document", lambda: (watch.status(lab, SITE).document_version or 0) >= version, 15)
+        wait_until("it has it", lambda: (watch.status(lab, SITE).document_version or 0) >= version, SECONDS)
         # Nobody behind the router has a way out because of that.
         ping = lab.run(HOST, "ping", "-c", "2", "-W", "1", OUTSIDE, check=False)
         assert ping.status != 0
@@ -226,7 +229,7 @@ def test_that_what_cannot_be_told_apart_is_not_used(lab: Lab, site: RunningSite)
     # Two modems that give out the same address: neither.
     _readdress(site, "10.101.0.99/25", f"{site.uplink('wired').address.ip}/32")
     report = watch.wait_for(lab, SITE, "none is used", lambda r: not r.paths, SECONDS)
-    assert ("UplinkConflict", "lte") in _conditions(report)
+    assert "UplinkConflict" in {kind for kind, _ in _conditions(report)}
     rules = site.run("ip", "rule").stdout
     assert "from 203.0.113.18 lookup" not in rules
     _readdress(site, f"{site.uplink('wired').address.ip}/32", str(lte.address))
