@@ -11,7 +11,7 @@ from cpe_agent.core.compile import compile_dataplane
 from cpe_agent.core.uplinks import found_uplinks, interfaces, kind_of, resolve
 from cpe_agent.model.condition import Severity
 from cpe_agent.model.dataplane import Rule
-from cpe_agent.model.document import Document, Uplink
+from cpe_agent.model.document import Document, Probing, Uplink
 from cpe_agent.model.observed import Link, Links
 from tests.core.documents import BRANCH, CENTRE, IPSEC, LAN, branch, hub, link, links
 
@@ -156,3 +156,12 @@ def test_before_a_document_uplinks_are_found_all_the_same() -> None:
 def test_hubs_find_theirs_too() -> None:
     there = links(link("ens5", "198.51.100.10/29", gateways=("198.51.100.9",)), link("lan0"), link("lan1"), IPSEC)
     assert interfaces(hub(), there) == {"wan": "ens5"}
+
+
+def test_dpd_waits_longer_than_standby_probes_do() -> None:
+    slow = msgspec.structs.replace(cellular(), probe=Probing(standby_interval_ms=120_000))
+    asked = document(eth0=wired(), wwan0=slow)
+    there = links(uplink("eth0"), link("wwan0", "100.64.1.2/30", gateways=("",)), LAN, IPSEC)
+    found = compile_dataplane(asked, there, BRANCH)[0].tunnels.connections
+    assert {c.ike.dpd_s for c in found if c.stem.startswith("wwan0.")} == {180}
+    assert {c.ike.dpd_s for c in found if c.stem.startswith("eth0.")} == {20}
