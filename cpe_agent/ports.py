@@ -88,8 +88,9 @@ class RoutePort(Protocol):
     async def counters(self) -> LinkCounters:
         """Bytes that every interface has received and sent."""
 
-    def changes(self) -> AsyncGenerator[None, None]:
-        """Yields when links, addresses, routes or rules changed (anybody's)."""
+    def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        """Yields when links, addresses, routes or rules changed (anybody's): the interfaces that have just lost their
+        carrier or are gone. `links` then says what is there; it may say that one of these is back."""
 
 
 class ProbePort(Protocol):

@@ -74,6 +74,8 @@ class CharonTunnels:
         self, vici_socket: Path, certificate_pem: bytes, key_pem: bytes, cas_pem: bytes, backend: Backend
     ) -> None:
         self._vici = ViciClient(vici_socket)
+        # Traffic waits for what is started, and that is not to wait for a listing.
+        self._starter = ViciClient(vici_socket)
         # What is remembered of a listing and what changes it must not overlap.
         self._turn = trio.Lock()
         self._backend = backend
@@ -110,8 +112,11 @@ class CharonTunnels:
 
     async def apply(self, op: TunnelOp) -> None:
         """Do one operation. Raises EdgeError; what is there already, or gone already, is no error."""
+        if isinstance(op, Initiate):
+            await self._starter.request("initiate", {"ike": op.connection, "child": op.child, "timeout": -1})
+            return
         async with self._turn:
-            await self._apply(op)
+            await self._change(op)
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[AsyncIterator[CharonEvent]]:
@@ -130,10 +135,11 @@ class CharonTunnels:
                 yield event
 
     def close(self) -> None:
-        """Drop the connection; a later call connects again."""
+        """Drop the connections; a later call connects again."""
         self._vici.close()
+        self._starter.close()
 
-    async def _apply(self, op: TunnelOp) -> None:
+    async def _change(self, op: TunnelOp) -> None:
         match op:
             case LoadCredentials():
                 await self._load_credentials()
@@ -144,8 +150,6 @@ class CharonTunnels:
             case UnloadConnection(name):
                 self._changed.add(name)
                 await self._end("unload-conn", {"name": name})
-            case Initiate(connection=name, child=child):
-                await self._vici.request("initiate", {"ike": name, "child": child, "timeout": -1})
             case TerminateChild(unique_id):
                 # By force a child hangs in DELETING and keeps its traffic: never.
                 await self._end("terminate", {"child-id": unique_id, "force": False, "timeout": -1})

@@ -76,8 +76,8 @@ class Netlink:
         """Bytes that every interface has received and sent (64 bits, also where the machine has 32)."""
         return await trio.to_thread.run_sync(_blocking, "counters", linkwatch.read_counters)
 
-    def changes(self) -> AsyncGenerator[None, None]:
-        """Yields once when it has subscribed, then after each burst of changes, ours included."""
+    def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        """Yields once when it has subscribed, then after each burst of changes, ours included; the links just lost."""
         return linkwatch.changes()
 
     def _read(self, now_s: float) -> Routes:

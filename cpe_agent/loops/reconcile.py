@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing, suppress
 
 import msgspec
 import trio
 
-from cpe_agent.core import bootstrap, doubled, duplicates, firewall, own_way, routes, tunnels, verify_tunnels
+from cpe_agent.core import bootstrap, doubled, duplicates, firewall, own_way, routes, silence, tunnels, verify_tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
@@ -31,7 +31,7 @@ from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan
 from cpe_agent.loops.target import RETRY_FIRST_S, Target
-from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Route, Routes, Tunnels
+from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Path, Route, Routes, Tunnels
 from cpe_agent.model.observed import Charon, Links
 from cpe_agent.model.ops import FirewallOp
 from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
@@ -76,10 +76,14 @@ class Reconciler:
         self._routes_target = Target(ROUTES, cells)
         self._tunnels_target = Target(TUNNELS, cells)
         self.tunnels_bell = Bell()
+        self._traffic_bell = Bell()
         self._tunnels_lock = trio.Lock()
         self._attempts: tunnels.Attempts = {}
+        # Traffic children by path, as last started.
+        self._placed: Mapping[Path, frozenset[str]] = {}
         self._tunnels_wake_at = math.inf
         self._doubled = doubled.Doubled()
+        self._ears: silence.Ears = {}
         # What charon carries for its diallers, as routes; None until it was asked.
         self._carried: frozenset[Route] | None = None
         # The plan whose rules and routes were seen to: tunnels follow this one, never one that nothing locks yet.
@@ -104,7 +108,9 @@ class Reconciler:
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
             nursery.start_soon(self._glance_at_charon)
+            nursery.start_soon(ring_on_change, self._traffic_bell, TUNNELS, (cells.active,))
             nursery.start_soon(self._keep_tunnels)
+            nursery.start_soon(self._keep_traffic)
             await self._keep_rules_and_routes()
 
     async def _keep_rules_and_routes(self) -> None:
@@ -245,6 +251,14 @@ class Reconciler:
             self.bell.ring(ROUTES)
         return stale(self._doubled, now)
 
+    def _listen(self, plan: Plan, charon: Charon) -> frozenset[int]:
+        """The traffic CHILD_SAs that are to be made anew because nothing comes back."""
+        active, tracks = self._cells.active.value, self._cells.verdicts.value.tracks
+        silent = silence.step(self._ears, plan.dataplane.bundles, active, charon, tracks, trio.current_time())
+        self._ears = silent.ears
+        self._cells.silent.set(silent.conditions)
+        return silent.remake
+
     async def _keep_tunnels(self) -> None:
         while True:
             until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
@@ -252,25 +266,49 @@ class Reconciler:
             if self._locked_plan is not None:
                 await self._pass_tunnels()
 
+    async def _keep_traffic(self) -> None:
+        """What moves is started beside the looks at charon."""
+        while True:
+            await self._traffic_bell.wait()
+            if self._locked_plan is not None:
+                await self._start_traffic(self._wanted_tunnels(self._locked_plan))
+
+    def _wanted_tunnels(self, plan: Plan) -> Tunnels:
+        bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
+        active, dead = self._cells.active.value, self._cells.verdicts.value.dead
+        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead)
+        return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
+
     async def _pass_tunnels(self) -> None:
         async with self._tunnels_lock:
-            plan = self._locked_plan
-            assert plan is not None
-            wanted = with_active(
-                plan.dataplane.tunnels,
-                plan.dataplane.bundles,
-                self._cells.active.value,
-                self._cells.verdicts.value.dead,
-            )
             try:
-                await self._tunnels_step(plan, wanted)
+                await self._tunnels_step()
             except EdgeError as error:
                 self._tunnels_target.failed(error)
 
-    async def _tunnels_step(self, plan: Plan, wanted: Tunnels) -> None:
+    async def _start_traffic(self, wanted: Tunnels) -> None:
+        known = self._cells.charon.value
+        if known is None or wanted.active == self._placed:
+            return
+        self._placed = wanted.active
+        start = tunnels.head_start(wanted, known, self._attempts, trio.current_time())
+        self._attempts = start.attempts
+        for op in start.ops:
+            # What is refused is seen to, and told, by the look that follows.
+            with suppress(EdgeError):
+                await self._tunnels.apply(op)
+
+    async def _tunnels_step(self) -> None:
         observed = await self._tunnels.read()
         self._cells.charon.set(observed)
-        wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
+        # As of now: what was moved during the look and is started already must not be taken for a stray.
+        plan = self._locked_plan
+        assert plan is not None
+        wanted = msgspec.structs.replace(
+            self._wanted_tunnels(plan),
+            stale=self._look_at_branches(plan, observed),
+            remake=self._listen(plan, observed),
+        )
         looked_at = (wanted, self._cells.charon.value)
         if self._tunnels_at_rest == looked_at:
             self._tunnels_target.seen(True)

@@ -128,15 +128,18 @@ class FakeRoutes:
         await trio.lowlevel.checkpoint()
         return LinkCounters(self.boot, dict(self._counted))
 
-    async def changes(self) -> AsyncGenerator[None, None]:
-        seen = self._changes
+    async def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        seen, told = self._changes, self._up()
         await trio.lowlevel.checkpoint()
-        yield
+        yield frozenset()
         while True:
             while self._changes == seen:
                 await self._changed.wait()
-            seen = self._changes
-            yield
+            before, seen, told = told, self._changes, self._up()
+            yield before - told
+
+    def _up(self) -> frozenset[str]:
+        return frozenset(name for name, link in self._links.items() if link.up)
 
     def _change(self) -> None:
         self._changes += 1

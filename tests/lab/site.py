@@ -67,6 +67,19 @@ class RunningSite:
         for daemon in (self.charon, self.agent):
             daemon.kill()
 
+    def vanish(self) -> None:
+        """Its whole machine, as a power cut at a hub takes it: nobody hears another word of it."""
+        # First: what the kernel of a dying machine still says must not get out.
+        for uplink in self.uplinks.values():
+            uplink.blackhole()
+        self.kill()
+
+    def reappear(self) -> None:
+        """After `vanish`."""
+        for uplink in self.uplinks.values():
+            uplink.heal()
+        self.start()
+
     def _charon_answers(self) -> bool:
         socket = self._container.path(str(self.vici_socket))
         return self.charon.running and socket.exists()
