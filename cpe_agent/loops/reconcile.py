@@ -258,8 +258,10 @@ class Reconciler:
                 await self._start_traffic(self._wanted_tunnels(self._locked_plan))
 
     def _wanted_tunnels(self, plan: Plan) -> Tunnels:
+        bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
         active, dead = self._cells.active.value, self._cells.verdicts.value.dead
-        return with_active(plan.dataplane.tunnels, plan.dataplane.bundles, active, dead)
+        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead)
+        return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
 
     async def _pass_tunnels(self) -> None:
         async with self._tunnels_lock:
@@ -290,7 +292,6 @@ class Reconciler:
             self._wanted_tunnels(plan),
             stale=self._look_at_branches(plan, observed),
             remake=self._listen(plan, observed),
-            barred=frozenset(b.child for b in plan.dataplane.bundles if b.name in self._cells.steering.value.barred),
         )
         looked_at = (wanted, self._cells.charon.value)
         if self._tunnels_at_rest == looked_at:
