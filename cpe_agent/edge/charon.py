@@ -34,7 +34,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from cpe_agent.edge.vici import Outgoing, Reply, ViciClient, ViciEvents, ViciRefused, section, text, texts
 from cpe_agent.model.dataplane import CONNECTION_PREFIX, Backend, Child, Connection
-from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, IkeSa, LoadedChild
+from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, Glance, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
     Initiate,
     LoadConnection,
@@ -105,6 +105,11 @@ class CharonTunnels:
             connections, tuple(_ike_sa(name, sa) for entry in listed for name, sa in _ours(entry)), credentials_loaded
         )
 
+    async def glance(self) -> Glance:
+        """Which connections of ours there are, and whether our key is there. Raises EdgeError."""
+        async with self._turn:
+            return Glance(frozenset(await self._names()), await self._holds_key())
+
     async def apply(self, op: TunnelOp) -> None:
         """Do one operation. Raises EdgeError; what is there already, or gone already, is no error."""
         if isinstance(op, Initiate):
@@ -152,13 +157,19 @@ class CharonTunnels:
                 await self._end("terminate", {"ike-id": unique_id, "force": force, "timeout": -1})
 
     async def _credentials_loaded(self) -> bool:
-        keys = texts(await self._vici.request("get-keys"), "keys")
-        if keys != (self._key_id,):
+        if not await self._holds_key():
             self._certificates_seen = False
         elif not self._certificates_seen:
             listed = await self._vici.collect("list-certs", {"type": "x509"}, "list-cert")
             self._certificates_seen = self._certificates_match(listed)
         return self._certificates_seen
+
+    async def _holds_key(self) -> bool:
+        return texts(await self._vici.request("get-keys"), "keys") == (self._key_id,)
+
+    async def _names(self) -> set[str]:
+        names = texts(await self._vici.request("get-conns"), "conns")
+        return {name for name in names if name.startswith(CONNECTION_PREFIX)}
 
     def _certificates_match(self, listed: Iterable[Reply]) -> bool:
         """All of ours are there, and no root that the document no longer names (peers' own certificates are cached)."""
@@ -177,8 +188,7 @@ class CharonTunnels:
         await self._vici.request("load-key", {"type": "any", "data": self._key_pem})
 
     async def _connections(self) -> dict[str, tuple[LoadedChild, ...]]:
-        names = texts(await self._vici.request("get-conns"), "conns")
-        wanted = {name for name in names if name.startswith(CONNECTION_PREFIX)}
+        wanted = await self._names()
         known = {name: self._children[name] for name in wanted & set(self._children) - self._changed}
         unknown = wanted - set(known)
         if len(unknown) > LIST_SINGLY:

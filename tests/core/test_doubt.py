@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -42,7 +44,7 @@ def test_standbys_are_asked_ever_more_rarely() -> None:
         if one.holds(second) and one.asks and not before:
             asked.append(second)
     assert len(asked) <= 8 and asked[0] == 0 and asked[1] >= DOUBT_S + ASK_REST_S
-    waits = [later - earlier for earlier, later in zip(asked, asked[1:], strict=False)]
+    waits = [later - earlier for earlier, later in pairwise(asked)]
     assert waits == sorted(waits)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import msgspec
 
 from cpe_agent.core import silence
@@ -73,6 +75,6 @@ def test_one_way_traffic_is_disturbed_ever_more_rarely_and_becomes_a_remark() ->
             unique_id, sent = unique_id + 1, 0
         if len(remade) > REMADE_MAX:
             assert [c.severity for c in found.conditions] == [Severity.OK]
-    waits = [later - earlier for earlier, later in zip(remade, remade[1:], strict=False)]
+    waits = [later - earlier for earlier, later in pairwise(remade)]
     assert waits == sorted(waits) and waits[0] >= 2 * SILENT_S and len(remade) <= 9
     assert look(ears, child(unique_id, 1, sent), 11_000.0).conditions == (), "somebody answers"

@@ -16,9 +16,9 @@ from cpe_agent.core.tunnels import (
     Attempt,
     Attempts,
     Step,
+    altered,
     carrying,
     head_start,
-    missing,
     step,
 )
 from cpe_agent.model.dataplane import PROBE_CHILD, Backend, Child, Connection, Path, Tunnels, stem_of
@@ -194,12 +194,12 @@ def test_loads_come_first_and_unloads_last() -> None:
     assert found[0] == LoadCredentials()
     assert found[1:3] == [LoadConnection(WIRED), LoadConnection(LTE)]
     assert found[-1] == UnloadConnection(foreign.name)
-    assert missing(wanted_on(ON_WIRED), Charon()) == (
+    assert altered(wanted_on(ON_WIRED), Charon()) == (
         "credentials are not loaded",
         f"connection {WIRED.stem} is not loaded",
         f"connection {LTE.stem} is not loaded",
     )
-    assert missing(wanted_on(ON_WIRED), loaded()) == ()
+    assert altered(wanted_on(ON_WIRED), loaded()) == ()
 
 
 def test_changed_children_are_loaded_again() -> None:
@@ -391,7 +391,7 @@ def test_from_any_state_to_the_wanted_one_without_a_gap(start: tuple[Tunnels, li
         now = max(now + 0.1, found.wake_at or 0.0)
     assert found.ops == (), "it never comes to rest"
     observed = charon.read()
-    assert missing(wanted, observed) == ()
+    assert altered(wanted, observed) == ()
     for connection in wanted.connections:
         assert connection.path is not None
         (sa,) = [sa for sa in observed.ike_sas if stem_of(sa.connection) == connection.stem]

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 import trio
 
-from cpe_agent.model.dataplane import Backend, Route, Routes, Rule
+from cpe_agent.model.dataplane import INBOUND, OVERLAY, Backend, Route, Routes, Rule
 from cpe_agent.model.observed import Link, Links
 from cpe_agent.model.ops import (
     AddAddress,
@@ -81,6 +81,11 @@ class FakeRoutes:
             devices=frozenset(self._devices),
             forwarding=frozenset(self._forwarding),
         )
+
+    async def strangers(self) -> tuple[str, ...]:
+        await trio.lowlevel.checkpoint()
+        ours = (OVERLAY, INBOUND)
+        return tuple(sorted(f"route {r.destination} table {r.table}" for r in self.foreign_routes if r.table in ours))
 
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         await trio.lowlevel.checkpoint()

@@ -46,9 +46,9 @@ class RunningSite:
     def uplink(self, name: str) -> RunningUplink:
         return self.uplinks[name]
 
-    def run(self, *argv: str, timeout_s: float = 20.0, check: bool = True) -> Completed:
+    def run(self, *argv: str, timeout_s: float = 20.0, check: bool = True, input: str = "") -> Completed:
         """Run a command in the site's namespace."""
-        return self._container.run(argv, namespace=self.name, timeout_s=timeout_s, check=check)
+        return self._container.run(argv, namespace=self.name, timeout_s=timeout_s, check=check, input=input)
 
     def start(self) -> None:
         """Start charon, then the agent. Returns when charon takes commands."""
