@@ -314,7 +314,7 @@ def test_an_apply_that_was_cut_short_does_not_go_on_half(state: Path, text: str)
         assert fleet.beat(3) == []
         for do in ("pause", "resume"):
             with pytest.raises(SetupError, match="cut short"):
-                answering.run(state, commands.Roll(do), "tester")  # type: ignore[arg-type]
+                answering.run(state, commands.Roll(do), "tester")
         answering.run(state, commands.Apply(_changed(text), "x"), "tester")
         assert fleet.beat(12) == ["hospital-1", "centre", "cloud", "van-1"]
 
