@@ -9,12 +9,8 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-<<<<<<< HEAD
-from cpe_agent.model.dataplane import MAIN, Route, Ruleset
-from cpe_agent.model.document import Probing
-=======
 from cpe_agent.model.dataplane import MAIN, OWN, Route, Ruleset
->>>>>>> uplinks
+from cpe_agent.model.document import Probing
 from cpe_agent.model.observed import Link
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, branch
 from tests.loops.story import Line, expect
