@@ -5,6 +5,7 @@ Pure. In: what steering remembers, the bundles, the tracks. Out: conditions.
 - `PathDegraded`: a path that carries a bundle, or would carry it if it were better, does not keep to the limits of the
   bundle's class. A standby path that is worse but of lower rank is no news.
 - `PathFlapping`: a path has fallen again and again, and is held down for longer than `failback_s`.
+- `BundleBarred`: a bundle may use none of the paths that are up, because their uplinks have spent their bytes.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from cpe_agent.core import damping
 from cpe_agent.core.health import State, Track
 from cpe_agent.core.quality import Breach
 from cpe_agent.core.steer import Steering
-from cpe_agent.model.condition import Condition
+from cpe_agent.model.condition import Condition, Severity
 from cpe_agent.model.dataplane import Bundle, Path
 
 
@@ -35,6 +36,12 @@ def path_conditions(
                 lacking.setdefault(path, {})[bundle.name] = grade.worst
                 carried |= {path} if path == active else set()
     found = [Condition("PathDegraded", str(path), _lacking(path in carried, lacking[path])) for path in sorted(lacking)]
+    for name in sorted(steering.barred):
+        reason = (
+            "the uplinks that are up have spent their monthly_bytes, and its class must not exceed them; mend another "
+            "uplink, raise monthly_bytes, or set `metered: always`"
+        )
+        found.append(Condition("BundleBarred", name, reason, Severity.DOWN))
     for path, track in sorted(tracks.items()):
         if track.falls.level(now) >= damping.TWICE:
             hold_s = track.hold_s(failback_s)

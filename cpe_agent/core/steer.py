@@ -33,7 +33,8 @@ the hold-down doubles with each such move that is remembered, so that it does no
 Start, adoption and drills start none.
 
 A choice is between measured things: while the active path of a bundle is degraded or about to be, its candidates are
-to be probed at the quick pace (`measure`), for `MEASURE_S`, and ever more rarely while that shows nothing better.
+to be probed at the quick pace (`measure`), for `MEASURE_S`, and ever more rarely while that shows nothing better and
+none of them has become better.
 
 A hub is willing to serve or not as a whole, and says so on every path at about the same time: while one path says no,
 none of that hub's paths is a candidate. A bundle that no willing hub can take stays with the unwilling one, and there
@@ -65,7 +66,8 @@ DEGRADED_HALF_LIFE_S = 300.0
 MEASURE_S = 6.0
 REST_S = 15.0
 REST_MAX_S = 600.0
-# Nearly as long must a path have been measured that was bad before; one that was not, long enough for a few rounds.
+# Nearly as long must a path have been measured that was bad before (or `failback_s`, if that is less); one that was
+# not, long enough for a few rounds.
 LONG_S = 5.0
 FRESH_S = 0.5
 # Moves that were not made because the path left was bad or unusable, and after which there is no hold-down.
@@ -168,7 +170,7 @@ def step(
             barred.add(bundle.name)
         active[bundle.name] = chosen
         holds[bundle.name] = hold
-        trials[bundle.name] = chooser.trial
+        trials[bundle.name] = chooser.trial if chosen == present else Trial()
         measure |= chooser.measure
     measuring = {path: steering.measure.get(path, now) for path in sorted(measure)}
     new = Steering(active, waiting, grades, holds, blamed, trials, measuring, frozenset(barred))
@@ -242,9 +244,9 @@ class _Chooser:
         if present.peer in {path.peer for path in self._refusing}:
             return best.path if best else present, "peer_not_ready"
         here = candidate(self._bundle, present, self._view, self._grades, self._now)
-        if best is not None and here.taken_out and not best.taken_out:
+        if best is not None and not best.silent and here.taken_out and not best.taken_out:
             return best.path, "taken_out"
-        if best is not None and here.failing and best.fitness[:2] < here.fitness[:2]:
+        if best is not None and not best.silent and here.failing and best.fitness[:2] < here.fitness[:2]:
             return best.path, "service_failed"
         chosen, reason = self._better(here, hold)
         if chosen != present and self._now < hold.until:
@@ -280,7 +282,8 @@ class _Chooser:
 
     def _try(self, others: list[Candidate]) -> None:
         """Have the others measured, now or when it is time again."""
-        if not self.trial.running(self._now) and self._now >= self.trial.again_at():
+        news = any(self._well_since(one.path) > self.trial.since for one in others)
+        if not self.trial.running(self._now) and (news or self._now >= self.trial.again_at()):
             self.trial = Trial(self._now, damping.failed(self.trial.times, self._now))
         if self.trial.running(self._now):
             self.measure = frozenset(one.path for one in others)
@@ -303,7 +306,7 @@ class _Chooser:
         return here.path, ""
 
     def _failback(self, here: Candidate, heard: list[Candidate], hold: Hold) -> tuple[Path, str]:
-        needs = self._bundle.needs
+        needs, long_s = self._bundle.needs, min(LONG_S, self._failback_s)
         for one in heard:
             if one.degraded or (*one.fitness, one.rank) >= (*here.fitness, here.rank):
                 continue
@@ -316,7 +319,7 @@ class _Chooser:
                 self._wake(at - MEASURE_S)
             if self._now < at:
                 self._wake(at)
-            elif not once_bad or (self._fresh(one.path, LONG_S) and quality.keeps(needs, self._figures[one.path])):
+            elif not once_bad or (self._fresh(one.path, long_s) and quality.keeps(needs, self._figures[one.path])):
                 return one.path, "failback"
         return here.path, ""
 
@@ -330,6 +333,10 @@ class _Chooser:
             grade.since + quality.hold_s(grade, self._failback_s),
             blamed + self._failback_s,
         )
+
+    def _well_since(self, path: Path) -> float:
+        """When it came up, or was good again at the slow pace."""
+        return max(self._view.tracks[path].since, self._grades[self._bundle.name, path].since)
 
     def _fresh(self, path: Path, measured_s: float) -> bool:
         """Was it measured just now, and for so long?"""

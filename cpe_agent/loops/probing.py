@@ -20,6 +20,7 @@ import math
 from collections.abc import Mapping
 from types import MappingProxyType
 
+import msgspec
 import trio
 
 from cpe_agent.core import doubt, health
@@ -41,9 +42,9 @@ IN_STEP = 0.1
 class _Lane:
     """One path's rounds: how many, and when the last one went out, extra ones counted or not."""
 
-    def __init__(self, probe: Probe) -> None:
+    def __init__(self, probe: Probe, sequence: int) -> None:
         self.probe = probe
-        self.sequence = 0
+        self.sequence = sequence
         self.sent_at = -math.inf
         self.regular_at = -math.inf
 
@@ -67,8 +68,8 @@ class Probing:
     async def run(self) -> None:
         """For ever."""
         bell = Bell()
-        shared = self._cells
-        cells = (shared.plan, shared.links, shared.charon, shared.active, shared.measure)
+        known = self._cells
+        cells = (known.plan, known.links, known.charon, known.active, known.measure)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
             nursery.start_soon(self._keep_pace)
@@ -89,13 +90,17 @@ class Probing:
         if {path: lane.probe for path, lane in self._lanes.items()} == wanted:
             return
         now = trio.current_time()
-        for path in [path for path, lane in self._lanes.items() if wanted.get(path) != lane.probe]:
-            del self._lanes[path]
-            if path not in wanted:
-                del self.tracks[path]
+        for path in self._lanes.keys() - wanted.keys():
+            del self._lanes[path], self.tracks[path]
         for path, probe in wanted.items():
-            self._lanes.setdefault(path, _Lane(probe))
-            self.tracks.setdefault(path, Track(probe.misses, since=now))
+            before = self._lanes.get(path)
+            if before is None:
+                self.tracks[path] = Track(probe.misses, since=now)
+            elif before.probe == probe:
+                continue
+            # Rounds go on being counted: what was answered stays older than what is still to come.
+            self._lanes[path] = _Lane(probe, before.sequence if before else 0)
+            self.tracks[path] = msgspec.structs.replace(self.tracks[path], misses=probe.misses)
         self._by_target = {
             (probe.source, address): (probe.path, address == probe.ready_address)
             for probe in wanted.values()

@@ -317,7 +317,8 @@ class Reconciler:
         step = tunnels.step(wanted, observed, self._attempts, trio.current_time())
         self._attempts = step.attempts
         self._tunnels_wake_at = math.inf if step.wake_at is None else step.wake_at
-        in_sync = not any(True for _ in verify_tunnels.tunnels(wanted, plan.dataplane.bundles, observed))
+        carried = (bundle for bundle in plan.dataplane.bundles if bundle.child not in wanted.barred)
+        in_sync = not any(True for _ in verify_tunnels.tunnels(wanted, carried, observed))
         settled = self._settled.get(TUNNELS) == wanted.connections
         drifted = len(tunnels.altered(wanted, observed)) if settled else 0
         refused: EdgeError | None = None

@@ -47,7 +47,7 @@ class _Lane:
 
 
 class Play:
-    """`moves`: (when, what, whether the path that was left was of no use any more)."""
+    """`moves`: (when, what, whether the path that was left was of no use any more, until when it is held down then)."""
 
     def __init__(self, bundles: Iterable[Bundle], failback_s: float = 60.0, seed: int = 1) -> None:
         self.bundles = tuple(bundles)
@@ -60,7 +60,7 @@ class Play:
         self.budgets: dict[str, Budget] = {}
         self.failing: dict[str, frozenset[str]] = {}
         self.taken_out: frozenset[Path] = frozenset()
-        self.moves: list[tuple[float, Move, bool]] = []
+        self.moves: list[tuple[float, Move, bool, float]] = []
         self.rounds: dict[Path, int] = dict.fromkeys(paths, 0)
         self.watch: Callable[[Play], None] = lambda play: None
         self._lanes = {path: _Lane() for path in paths}
@@ -82,7 +82,7 @@ class Play:
 
     def moved(self, since: float = 0.0) -> list[tuple[str, Path | None, str]]:
         """(bundle, to where, why), adoption and start left out."""
-        return [(m.bundle, m.target, m.reason) for at, m, _ in self.moves if at >= since and m.reason != "start"]
+        return [(m.bundle, m.target, m.reason) for at, m, _, _ in self.moves if at >= since and m.reason != "start"]
 
     def view(self) -> View:
         return View(self.tracks, {}, self.budgets, self.failing, self.taken_out)
@@ -127,7 +127,8 @@ class Play:
         for move in decision.moves:
             source = before.get(move.bundle)
             blamed = source is not None and source.peer in self.failing.get(move.bundle, ())
-            self.moves.append((self.now, move, source in useless or blamed or source is None))
+            held_until = self.steering.holds[move.bundle].until
+            self.moves.append((self.now, move, source in useless or blamed or source is None, held_until))
 
     def _receive(self, path: Path) -> None:
         lane = self._lanes[path]

@@ -261,8 +261,10 @@ class _PatientRoutes(FakeRoutes):
         return await super().read()
 
     async def links(self) -> Links:
+        """As they were when the reading began."""
+        found = await super().links()
         await trio.sleep(self._world.reading_takes_s)
-        return await super().links()
+        return found
 
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         await trio.sleep(self._world.kernel_takes_s)
