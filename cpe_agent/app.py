@@ -34,6 +34,8 @@ from cpe_agent.log import configure, get_logger
 from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
+from cpe_agent.loops.metering import Metering
+from cpe_agent.loops.own_way import keep_own_way
 from cpe_agent.loops.pathmtu import PathMtus
 from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.probing import Probing
@@ -201,8 +203,10 @@ async def _live(settings: Settings) -> None:
     reconciler = Reconciler(cells, firewall, netlink, charon, backend)
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
+    metering = Metering(cells, netlink, store)
     readiness.load()
     follower.load()
+    metering.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
         # First of all: it holds the lock, and of two agents the second must not have touched anything.
@@ -213,6 +217,8 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(keep_plan, cells, Site(identity.name, backend))
         nursery.start_soon(probing.run)
         nursery.start_soon(steer_bundles, cells)
+        nursery.start_soon(metering.run)
+        nursery.start_soon(keep_own_way, cells)
         nursery.start_soon(PathMtus(cells, mtu_prober).run)
         nursery.start_soon(reconciler.run)
         nursery.start_soon(reporter.run)

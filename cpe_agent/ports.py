@@ -13,8 +13,9 @@ from typing import Protocol
 import msgspec
 
 from cpe_agent.model.dataplane import Routes, Ruleset
-from cpe_agent.model.observed import Charon, CharonEvent, Glance, Links, Reply
+from cpe_agent.model.observed import Charon, CharonEvent, Glance, LinkCounters, Links, Reply
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
+from cpe_agent.model.usage import Usage
 
 
 class EdgeError(Exception):
@@ -84,6 +85,9 @@ class RoutePort(Protocol):
     async def links(self) -> Links:
         """Interfaces, their addresses, carriers and default gateways."""
 
+    async def counters(self) -> LinkCounters:
+        """Bytes that every interface has received and sent."""
+
     def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """Yields when links, addresses, routes or rules changed (anybody's): the interfaces that have just lost their
         carrier or are gone. `links` then says what is there; it may say that one of these is back."""
@@ -130,3 +134,8 @@ class StorePort(Protocol):
         """Whether an operator has drained this hub and not undrained it."""
 
     def save_drained(self, drained: bool) -> None: ...
+
+    def load_usages(self) -> dict[str, Usage]:
+        """What was counted of each uplink, by name; empty if nothing ever was."""
+
+    def save_usages(self, usages: dict[str, Usage]) -> None: ...

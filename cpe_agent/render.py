@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from cpe_agent.model.condition import Condition, Severity, Status
+from cpe_agent.model.condition import Condition, Severity, Status, UplinkReport
 
 WIDTH = 80
 # A hub has thousands of branches and pairs; a screen has not.
@@ -96,12 +96,14 @@ def _document(status: Status) -> str:
 
 
 def _uplinks(status: Status, colour: bool) -> list[str]:
+    metered = any(uplink.remaining_bytes is not None for uplink in status.uplinks)
     columns = (
         _Column("UPLINK"),
         _Column("KIND"),
         _Column("INTERFACE"),
         _Column("STATE"),
         _Column("ADDRESS"),
+        *((_Column("LEFT", right=True),) if metered else ()),
         _Column("GATEWAY", spare=True),
     )
     rows = [
@@ -111,11 +113,17 @@ def _uplinks(status: Status, colour: bool) -> list[str]:
             uplink.interface,
             "up" if uplink.up else "down",
             uplink.address or _NOTHING,
+            *((_left(uplink),) if metered else ()),
             uplink.gateway or _NOTHING,
         )
         for uplink in status.uplinks
     ]
     return _table(columns, rows, colour)
+
+
+def _left(uplink: UplinkReport) -> str:
+    """Of the monthly bytes."""
+    return _NOTHING if uplink.remaining_bytes is None else _bytes(uplink.remaining_bytes)
 
 
 def _paths(status: Status, colour: bool) -> list[str]:

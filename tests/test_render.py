@@ -30,9 +30,9 @@ agent       0.1.0, backend userland, running for 3 h 12 min
 data plane  not in sync: tunnels
 dropped     cleartext 0, unlisted 12 packets
 
-UPLINK  KIND      INTERFACE  STATE  ADDRESS     GATEWAY
-wired   wired     eth0       up     192.0.2.10  192.0.2.1
-lte     cellular  wwan0      down   -           -
+UPLINK  KIND      INTERFACE  STATE  ADDRESS         LEFT  GATEWAY
+wired   wired     eth0       up     192.0.2.10         -  192.0.2.1
+lte     cellular  wwan0      down   -           500.0 MB  -
 
 PATH            STATE        RTT   JITTER     LOSS  READY   MTU  IKE
 wired.centre.a  up       20.1 ms   0.3 ms    2.0 %  yes    1400  established

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cpe_agent.core import wanted_tunnels
-from cpe_agent.core.uplinks import ResolvedUplink, resolve
+from cpe_agent.core.uplinks import ResolvedUplink, interfaces, resolve
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.core.wanted_routes import routes
 from cpe_agent.core.wanted_ruleset import ruleset, with_pairs
@@ -38,6 +38,7 @@ class Compiled(msgspec.Struct, frozen=True):
     links: Links
     site: Site
     ready: bool
+    bound: dict[str, str]
     uplinks: tuple[ResolvedUplink, ...]
     claims: wanted_tunnels.Claims
     pairs: PairSets
@@ -56,6 +57,7 @@ def compile_dataplane(
 def compile_next(before: Compiled | None, document: Document, links: Links, site: Site, ready: bool) -> Compiled:
     """The same, taking from `before` what has not changed. Raises `DocumentError`."""
     uplinks, conditions = resolve(document, links)
+    bound = interfaces(document, links)
     missing = [
         Condition("LanMissing", lan.name, f"there is no interface {lan.interface}")
         for lan in document.lans
@@ -74,10 +76,10 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         bundles = wanted_tunnels.bundles(document, uplinks)
         probes = wanted_tunnels.probes(document, uplinks)
     if before is None or before.site != site or not _alike_but_for_pairs(before.document, document):
-        table = ruleset(document, site.backend, pairs, ready and not document.drain)
+        table = ruleset(document, site.backend, pairs, ready and not document.drain, bound)
         before = None
-    elif before.ready != ready:
-        table = ruleset(document, site.backend, pairs, ready and not document.drain)
+    elif (before.ready, before.bound) != (ready, bound):
+        table = ruleset(document, site.backend, pairs, ready and not document.drain, bound)
     else:
         table = before.dataplane.ruleset
         if pairs is not before.pairs:
@@ -91,7 +93,7 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
     else:
         routing = routes(document, uplinks, links, site.backend)
     dataplane = Dataplane(tunnels, table, routing, probes, bundles)
-    return Compiled(document, links, site, ready, uplinks, claims, pairs, dataplane, (*conditions, *missing))
+    return Compiled(document, links, site, ready, bound, uplinks, claims, pairs, dataplane, (*conditions, *missing))
 
 
 def _paths_alike(before: tuple[ResolvedUplink, ...], now: tuple[ResolvedUplink, ...]) -> bool:

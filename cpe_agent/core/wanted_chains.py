@@ -13,6 +13,7 @@ Pure. Theory of operation:
   accepts until its policy is committed, the rule does not.
 - What is dropped is counted by reason, and a sample of it is logged: each reason has one limit of its own, so that a
   flood of one hides no other. A reason that only some packets of a chain are dropped for has a chain `drop_REASON`.
+- What IKE and its keepalives cost is counted by uplink (core.overhead), and goes on to be judged.
 - IKE_SA_INIT is told apart from ESP, DPD and all else on UDP 4500 by its non-ESP marker and its zero responder SPI, so
   limits never touch what is established. They are asked before conntrack is: a flood from one port that charon has
   answered would be "established". Whom the hub has sent ESP to within the hour, by address and port, passes apart from
@@ -23,7 +24,7 @@ Rules are written exactly as `nft -s list` prints them, so that what is read bac
 
 from __future__ import annotations
 
-from cpe_agent.model.dataplane import Backend, NftChain
+from cpe_agent.model.dataplane import IKE_BYTES_IN, IKE_BYTES_OUT, Backend, NftChain
 
 IP = {4: "ip", 6: "ip6"}
 ICMP = {4: "icmp", 6: "ipv6-icmp"}
@@ -34,6 +35,12 @@ ACCEPT_POLICY = "type filter hook {hook} priority filter; policy accept;"
 METRICS_PORT = 9273
 # UDP header 8 bytes, then the non-ESP marker (4 zero bytes), initiator SPI (8), responder SPI (8, zero in IKE_SA_INIT).
 IKE_INIT = "udp dport 4500 @th,64,32 0x0 @th,160,64 0x0"
+# What the router spends on keeping its paths: IKE of any kind, and keepalives, which are one byte. Nothing is judged
+# here: the elements of the set count.
+IKE_COUNTED = {
+    IKE_BYTES_IN: ("udp dport 4500 @th,64,32 0x0 iifname", "udp dport 4500 udp length 9 iifname"),
+    IKE_BYTES_OUT: ("udp sport 4500 @th,64,32 0x0 oifname", "udp sport 4500 udp length 9 oifname"),
+}
 ESP_OUT = "udp sport 4500 @th,64,32 != 0x0"
 # What passes is still charon's to judge: it asks for a cookie, which costs it some 45 us (measured, on one 2.5 GHz core
 # with ESP in user space), so 1500/s is 7 % of a core, and a fleet of 2,000 branches is through in a few seconds. Bursts
@@ -125,6 +132,7 @@ def _input(came: str, hub: bool) -> tuple[str, ...]:
     ]
     return (
         'iifname "lo" accept',
+        *_ike_counted(IKE_BYTES_IN),
         f"{came} jump from_tunnel",
         *cleartext,
         *((f"iifname @uplinks {IKE_INIT} jump ike_init",) if hub else ()),
@@ -138,6 +146,10 @@ def _input(came: str, hub: bool) -> tuple[str, ...]:
         "iifname @uplinks jump from_uplink",
         *_drop("input"),
     )
+
+
+def _ike_counted(name: str) -> tuple[str, ...]:
+    return tuple(f"{what} @{name}" for what in IKE_COUNTED[name])
 
 
 def _from_tunnel() -> list[str]:
@@ -203,7 +215,7 @@ def _acquaint() -> list[str]:
 
 
 def _output(goes: str, hub: bool) -> tuple[str, ...]:
-    rules = ['oifname "lo" accept', *(_acquaint() if hub else ())]
+    rules = ['oifname "lo" accept', *_ike_counted(IKE_BYTES_OUT), *(_acquaint() if hub else ())]
     for v in (4, 6):
         to_protected = f"{IP[v]} daddr @protected{v}"
         rules += [

@@ -7,14 +7,15 @@ a packet's verdict costs the same with one pair or ten thousand, and editing a p
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.addresses import host, network
+from cpe_agent.core.lans import lan_interface
 from cpe_agent.core.wanted_chains import chains
 from cpe_agent.core.wanted_nat import nat_chains
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
-from cpe_agent.core.wanted_routes import lan_interface, own_addresses, remote_subnets
-from cpe_agent.model.dataplane import Backend, NftSet, Ruleset
+from cpe_agent.core.wanted_routes import own_addresses, remote_subnets
+from cpe_agent.model.dataplane import IKE_BYTES_IN, IKE_BYTES_OUT, Backend, NftSet, Ruleset
 from cpe_agent.model.document import Document
 
 ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
@@ -22,20 +23,29 @@ ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 INIT_SOURCES = 65535
 
 
-def ruleset(document: Document | None, backend: Backend, pairs: PairSets | None = None, ready: bool = True) -> Ruleset:
+def ruleset(
+    document: Document | None,
+    backend: Backend,
+    pairs: PairSets | None = None,
+    ready: bool = True,
+    bound: Mapping[str, str] | None = None,
+) -> Ruleset:
     """The wanted table. Without a document: nothing is forwarded, and only what the host itself began comes in.
 
     `pairs`: what the document's pairs come to, if that is known already. `ready`: this hub is willing to serve, so its
     ready addresses answer. They are on the router all the same: charon in user space refuses a whole CHILD_SA with
-    an address in its selectors that the router does not have, and probes must go on while a hub is drained.
+    an address in its selectors that the router does not have, and probes must go on while a hub is drained. `bound`:
+    each uplink's interface, where the document leaves that to what is found.
     """
+    bound = bound or {}
     lans: frozenset[str] = frozenset()
     uplinks: frozenset[str] = frozenset()
     if document is not None:
         lans = frozenset(interface for lan in document.lans if (interface := lan_interface(document, lan)))
-        uplinks = frozenset(uplink.interface or name for name, uplink in document.uplinks.items())
+        uplinks = frozenset(bound.get(name, uplink.interface or name) for name, uplink in document.uplinks.items())
     hub = document is not None and document.role == "hub"
     sets = [NftSet("lans", "ifname", elements=lans), NftSet("uplinks", "ifname", elements=uplinks)]
+    sets += [NftSet(name, "ifname", counter=True, elements=uplinks) for name in (IKE_BYTES_IN, IKE_BYTES_OUT)]
     sets += _pair_sets(pairs or pair_sets(document.pairs if document else ()))
     for version in (4, 6):
         sets += _address_sets(document, version, ready)

@@ -9,6 +9,7 @@ packet.
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.addresses import host
@@ -23,6 +24,8 @@ SUITES = {
     "aes128gcm-ecp256": ("aes128gcm16-prfsha256-ecp256", "aes128gcm16-ecp256"),
 }
 METERED = "cellular"
+# A lost probe is not yet a reason to ask.
+DPD_INTERVALS = 1.5
 # Protocol ("" for any), the ports here, the ports there.
 Claim = tuple[str, tuple[int, int], tuple[int, int]]
 # Bundle name -> (local, remote) traffic selectors.
@@ -254,11 +257,18 @@ def _dialled(
         remote_id=peer.identity,
         proposal=ike_proposal,
         esp_proposal=esp_proposal,
-        dpd_s=document.ipsec.dpd_s,
+        dpd_s=dpd_s(document, uplink.name),
         rekey_s=document.ipsec.rekey_s,
         reauth_s=document.ipsec.max_age_s,
     )
     return Connection(str(Path(uplink.name, name, endpoint.name)), ike, (probe, *sorted(traffic)))
+
+
+def dpd_s(document: Document, uplink: str) -> int:
+    """Answered probes keep DPD silent, so it must wait longer than they do: an exchange of it costs as much as one of
+    them, and on a metered uplink there would be several for each."""
+    standby_s = document.uplinks[uplink].probe.standby_interval_ms / 1000
+    return max(document.ipsec.dpd_s, math.ceil(DPD_INTERVALS * standby_s))
 
 
 def _source(uplink: ResolvedUplink, remote: str) -> str | None:

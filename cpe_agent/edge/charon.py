@@ -350,6 +350,8 @@ def _child_sa(child: Reply) -> ChildSa:
         remote_ts=_selectors(child, "remote-ts"),
         bytes_in=_number(child, "bytes-in"),
         bytes_out=_number(child, "bytes-out"),
+        packets_in=_number(child, "packets-in"),
+        packets_out=_number(child, "packets-out"),
     )
 
 

@@ -133,6 +133,19 @@ def _site(status: Status) -> Iterator[Metric]:
     for uplink in status.uplinks:
         uplink_up.add_metric([uplink.name], uplink.up)
     yield uplink_up
+    yield from _uplinks(status)
+
+
+def _uplinks(status: Status) -> Iterator[Metric]:
+    counted = {uplink.name: uplink.bytes_total for uplink in status.uplinks if uplink.bytes_total is not None}
+    yield _counter("uplink_bytes", "Bytes that the uplink's interface has carried, both ways.", "uplink", counted)
+    remaining = _gauge("uplink_budget_remaining_bytes", "What is left of the uplink's monthly bytes.", "uplink")
+    for uplink in status.uplinks:
+        if uplink.remaining_bytes is not None:
+            remaining.add_metric([uplink.name], uplink.remaining_bytes)
+    yield remaining
+    spent = {uplink.name: uplink.overhead_bytes for uplink in status.uplinks if uplink.overhead_bytes is not None}
+    yield _counter("overhead_bytes", "Bytes for probes, IKE and keepalives, both ways.", "uplink", spent)
 
 
 def _paths(status: Status) -> Iterator[Metric]:

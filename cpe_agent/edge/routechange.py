@@ -242,6 +242,7 @@ def _would_take(asked: Rule, held: Rule) -> bool:
         (asked.priority, asked.table) == (held.priority, held.table)
         and asked.iif in ("", held.iif)
         and asked.source in ("", held.source)
+        and (held.near or not asked.near)
     )
 
 
@@ -259,6 +260,8 @@ def _rule_request(rule: Rule) -> dict[str, Any]:
     }
     if rule.iif:
         request["iifname"] = rule.iif
+    if rule.near:
+        request["FRA_SUPPRESS_PREFIXLEN"] = 0
     if rule.source:
         address, _, length = rule.source.partition("/")
         request["src"] = address

@@ -15,6 +15,7 @@ from cpe_agent.model.condition import Condition
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, Links
+from cpe_agent.model.usage import Usage
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -23,7 +24,7 @@ class Plan(msgspec.Struct, frozen=True):
     document: Document
     dataplane: Dataplane
     conditions: tuple[Condition, ...]
-    link_up: dict[str, bool]  # by uplink name
+    link_up: dict[str, bool]  # by uplink name: has carrier, and leads anywhere
     interfaces: dict[str, str] = {}  # likewise
 
 
@@ -74,8 +75,8 @@ class Services(msgspec.Struct, frozen=True):
 class Cells:
     """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
     (loops.planning); charon, targets, duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus
-    (loops.pathmtu); active, moves, steering, measure (loops.steering); budgets (loops.metering); services
-    (loops.services); taken_out (loops.drill)."""
+    (loops.pathmtu); active, moves, steering, measure (loops.steering); usages, budgets, overhead (loops.metering);
+    own_uplink (loops.own_way); services (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -95,5 +96,8 @@ class Cells:
         self.measure: Cell[frozenset[Path]] = Cell(frozenset())
         self.silent: Cell[tuple[Condition, ...]] = Cell(())
         self.budgets: Cell[dict[str, Budget]] = Cell({})
+        self.usages: Cell[dict[str, Usage]] = Cell({})
+        self.overhead: Cell[dict[str, int]] = Cell({})
+        self.own_uplink: Cell[str | None] = Cell(None)
         self.services: Cell[Services] = Cell(Services())
         self.taken_out: Cell[frozenset[Path]] = Cell(frozenset())

@@ -20,7 +20,7 @@ from contextlib import aclosing, suppress
 import msgspec
 import trio
 
-from cpe_agent.core import doubled, duplicates, firewall, routes, silence, tunnels, verify_tunnels
+from cpe_agent.core import bootstrap, doubled, duplicates, firewall, own_way, routes, silence, tunnels, verify_tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
@@ -103,7 +103,7 @@ class Reconciler:
         cells = self._cells
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
-            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus,))
+            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus, cells.own_uplink))
             nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
@@ -146,13 +146,26 @@ class Reconciler:
             self.firewall_seen_to.set()
 
     async def _close_without_document(self) -> None:
-        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through."""
+        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through; and it
+        can ask its controller by each of its links."""
         try:
             if await self._firewall.read() is None:
                 await self._firewall.apply(firewall.diff(ruleset(None, self._backend), None)[0])
             self._rules_target.seen(True)
         except EdgeError as error:
             self._rules_target.failed(error)
+        links = self._cells.links.value
+        if links is None or self._cells.document.value is not None:
+            # One that was just loaded will be compiled in a moment.
+            return
+        try:
+            living = await self._routes.read()
+            ops = routes.diff(bootstrap.routing(links, living), living)
+            if ops:
+                await self._routes.apply(ops)
+            self._routes_target.seen(not ops)
+        except EdgeError as error:
+            self._routes_target.failed(error)
 
     async def _close_rules(self, plan: Plan) -> Sequence[FirewallOp]:
         """Apply what closes; return what opens."""
@@ -194,14 +207,17 @@ class Reconciler:
         try:
             observed = await self._routes.read()
             mtus = self._cells.path_mtus.value
-            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding)
+            own = self._cells.own_uplink.value
+            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding, own)
             if self._routes_at_rest is not None and all(map(operator.is_, looked_at, self._routes_at_rest)):
                 # A hub has ten thousand routes and more: what was in sync is, while nothing of it is another object.
                 self._routes_target.seen(not await self._routes.strangers())
                 return
             self._routes_at_rest = None
             wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
-            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | self._return_routes(observed))
+            own_routes = own_way.kept(wanted, observed) if own is None else own_way.routes(wanted, plan.document, own)
+            more = self._return_routes(observed) | own_routes
+            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | more)
             ops = routes.diff(wanted, observed)
             if ops:
                 await self._routes.apply(ops)

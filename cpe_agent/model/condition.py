@@ -60,7 +60,9 @@ class BundleReport(msgspec.Struct, frozen=True):
 
 
 class UplinkReport(msgspec.Struct, frozen=True):
-    """An uplink as found."""
+    """An uplink as found. `up`: it leads somewhere. `bytes_total`: counted ever, both ways; `used_bytes`: in the budget
+    month that began on `month`; `remaining_bytes`: of its monthly bytes (None: it has no cap), never below 0; `budget`:
+    free, near or spent. `overhead_bytes`: what the agent itself has spent since it started."""
 
     name: str
     kind: str
@@ -68,6 +70,12 @@ class UplinkReport(msgspec.Struct, frozen=True):
     up: bool
     address: str | None
     gateway: str | None
+    bytes_total: int | None = None
+    used_bytes: int | None = None
+    remaining_bytes: int | None = None
+    budget: str | None = None
+    month: str | None = None
+    overhead_bytes: int | None = None
 
 
 class PeerReport(msgspec.Struct, frozen=True):

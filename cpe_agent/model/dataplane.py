@@ -19,6 +19,9 @@ TABLE = "cpe_agent"
 CONNECTION_PREFIX = "cpe-"
 PROBE_CHILD = "probe"
 TRAFFIC_CHILD = "traffic"
+# Sets of uplinks whose elements count IKE and NAT keepalives.
+IKE_BYTES_IN = "spent_on_ike_in"
+IKE_BYTES_OUT = "spent_on_ike_out"
 
 # Not used by the kernel or by any daemon in iproute2's rt_protos.
 ROUTE_PROTOCOL = 155
@@ -27,10 +30,19 @@ PRIORITY_UPLINK_IN = 110
 PRIORITY_OVERLAY = 120
 PRIORITY_LAN_IN = 130
 PRIORITY_UPLINK_FROM = 140
-# What leads into tunnels; what may be reached from an uplink (nothing); then one table per uplink.
+# Before there is a document: the same, of links that look like uplinks.
+PRIORITY_FOUND_FROM = 145
+# What the router itself sends, and has not chosen an address for: where the kernel knows a way better than a default
+# route, that; else by the best uplink; else (nobody knows which is) whatever the kernel's default route is.
+PRIORITY_OWN_NEAR = 150
+PRIORITY_OWN_FAR = 160
+# What leads into tunnels; what may be reached from an uplink (nothing); the router's own way out; then one table per
+# uplink.
 OVERLAY = 15500
 INBOUND = 15501
+OWN = 15502
 UPLINK_TABLES = 15510
+FOUND_TABLES = 15600
 # In the overlay table the way through IPsec comes first; if its device is gone, the same subnet is unreachable.
 METRIC_TUNNEL = 100
 METRIC_NOWHERE = 1000
@@ -168,13 +180,15 @@ class Ruleset(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True, order=True):
-    """A routing rule: from `source` (address or "") or entering by `iif` (name or ""), look in `table`."""
+    """A routing rule: from `source` (address or "") or entering by `iif` (name or ""), look in `table`; `near`: its
+    default routes do not count."""
 
     family: int  # 4 or 6
     priority: int
     table: int
     iif: str = ""
     source: str = ""
+    near: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, order=True):

@@ -34,7 +34,8 @@ class Links(msgspec.Struct, frozen=True):
 
 
 class ChildSa(msgspec.Struct, frozen=True):
-    """An installed CHILD_SA. Selectors as charon prints them. Bytes since it was installed."""
+    """An installed CHILD_SA. Selectors as charon prints them. Bytes and packets since it was installed, as they are
+    inside."""
 
     name: str
     unique_id: int
@@ -43,6 +44,8 @@ class ChildSa(msgspec.Struct, frozen=True):
     remote_ts: tuple[str, ...]
     bytes_in: int = 0
     bytes_out: int = 0
+    packets_in: int = 0
+    packets_out: int = 0
 
     @property
     def installed(self) -> bool:
@@ -117,3 +120,18 @@ class Reply(msgspec.Struct, frozen=True):
     source: str
     sequence: int
     rtt_s: float
+
+
+class LinkBytes(msgspec.Struct, frozen=True):
+    """An interface's own counters, from its creation on. An interface that is made anew has another `index`."""
+
+    index: int
+    received: int
+    sent: int
+
+
+class LinkCounters(msgspec.Struct, frozen=True):
+    """Every interface's counters by name, and which boot of the machine they are of."""
+
+    boot: str
+    by_name: dict[str, LinkBytes] = {}

@@ -25,6 +25,7 @@ from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import OUTAGES
 from tests.bench.probecost import PROBE_COST
 from tests.bench.restart import agent_restart
+from tests.bench.standby import model_error
 from tests.lab import watch
 from tests.lab.container import REPOSITORY, LabError
 from tests.lab.lab import Lab
@@ -150,6 +151,24 @@ MEASURES = (
         take=in_namespace("tests.bench.idle:idle_pass"),
         worst=False,
         needs_lab=False,
+    ),
+    Measure(
+        "standby_month_mb",
+        "MB",
+        "a simulated month of a standby cellular uplink to two hubs, both ways, keepalives and rekeying included",
+        limit=30,
+        runs=1,
+        take=in_namespace("tests.bench.standby:month"),
+        needs_lab=False,
+    ),
+    Measure(
+        "standby_model_error_percent",
+        "%",
+        "how far that model is off the interface's counters over SECONDS (960) of standing by in the lab",
+        limit=10,
+        runs=1,
+        take=model_error,
+        on_demand=True,
     ),
 )
 

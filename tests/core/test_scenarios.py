@@ -192,6 +192,19 @@ def test_that_two_bad_paths_that_change_places_do_not_make_it_flap() -> None:
     assert len(p.moved()) <= 12, p.moved()
 
 
+def test_that_what_becomes_good_is_found_however_long_all_was_bad() -> None:
+    p = play(one(Class(latency_ms=60)))
+    for path in (WIRED, LTE):
+        brownout(p.roads[path], latency_s=0.1)
+    p.run(900.0)
+    asked = p.rounds[LTE]
+    p.run(1200.0)
+    assert p.rounds[LTE] - asked <= 300 + 2 * 300, "it is measured ever more rarely"
+    p.roads[LTE].rtt_s = 0.03
+    p.run(1230.0)
+    assert p.moved() == [("web", LTE, "degraded")]
+
+
 def test_that_it_comes_back_only_after_good_health() -> None:
     p = play(one(Class(latency_ms=60)))
     brownout(p.roads[WIRED], latency_s=0.1)

@@ -11,12 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpe_agent.edge.store import CLOCK_FLOOR, DOCUMENT, ORDER, FileStore
+from cpe_agent.edge.store import CLOCK_FLOOR, DOCUMENT, ORDER, USAGES, FileStore
+from cpe_agent.model.usage import Life, Usage
 from cpe_agent.ports import EdgeError, SignedDocument, StorePort
 from tests.fakes.store import FakeStore
 
 SIGNED = SignedDocument(raw=b'{"schema":1}\n\x00\xff', signature=bytes(range(64)), key_id="2026-a")
 OTHER = SignedDocument(raw=b"{}", signature=bytes(64), key_id="b")
+
+USAGES_OF = {
+    "lte": Usage("2026-11-05", {"2026-10-05": 3, "2026-11-05": 2**40}, 5, 2**63, 7, Life("boot", "wwan0", 3, 2**63, 7)),
+    "wired": Usage("2026-11-01", {}),
+}
 
 # The store as the next process finds it.
 Restart = Callable[[], StorePort]
@@ -36,6 +42,7 @@ class TestContract:
         assert restart().load_order() is None
         assert restart().load_clock_floor() == 0.0
         assert restart().load_drained() is False
+        assert restart().load_usages() == {}
 
     def test_a_hub_is_drained_until_it_is_undrained(self, restart: Restart) -> None:
         for drained in (True, True, False, True):
@@ -49,6 +56,11 @@ class TestContract:
         assert restart().load_document() == SIGNED
         assert restart().load_order() == (3, 14)
         assert restart().load_clock_floor() == 1_800_000_000.25
+
+    def test_what_was_counted_outlives_a_restart(self, restart: Restart) -> None:
+        for usages in (USAGES_OF, {"lte": USAGES_OF["lte"]}, USAGES_OF):
+            restart().save_usages(usages)
+            assert restart().load_usages() == usages
 
     def test_the_last_one_saved_counts(self, restart: Restart) -> None:
         for document in (SIGNED, OTHER):
@@ -73,6 +85,7 @@ def full(state_dir: Path) -> FileStore:
     store.save_document(SIGNED)
     store.save_order((3, 14))
     store.save_clock_floor(1.5)
+    store.save_usages(USAGES_OF)
     return store
 
 
@@ -80,13 +93,14 @@ LOADERS: dict[str, Callable[[FileStore], object]] = {
     DOCUMENT: FileStore.load_document,
     ORDER: FileStore.load_order,
     CLOCK_FLOOR: FileStore.load_clock_floor,
+    USAGES: FileStore.load_usages,
 }
 
 
 def test_nobody_else_can_read_it_and_nothing_else_lies_about(full: FileStore, state_dir: Path) -> None:
     assert stat.S_IMODE(state_dir.stat().st_mode) == 0o700
     files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state_dir.iterdir()}
-    assert files == {DOCUMENT: 0o600, ORDER: 0o600, CLOCK_FLOOR: 0o600}
+    assert files == {DOCUMENT: 0o600, ORDER: 0o600, CLOCK_FLOOR: 0o600, USAGES: 0o600}
 
 
 @pytest.mark.parametrize("name", LOADERS)
@@ -103,6 +117,8 @@ def test_damage_is_told_from_absence_and_mended_by_saving(full: FileStore, state
     full.save_document(OTHER)
     full.save_order((5, 1))
     full.save_clock_floor(2.5)
+    full.save_usages({})
+    assert full.load_usages() == {}
     assert (full.load_document(), full.load_order(), full.load_clock_floor()) == (OTHER, (5, 1), 2.5)
 
 

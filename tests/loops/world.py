@@ -17,6 +17,8 @@ from cpe_agent.core.compile import Site
 from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
+from cpe_agent.loops.metering import Metering
+from cpe_agent.loops.own_way import keep_own_way
 from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.probing import Probing
 from cpe_agent.loops.readiness import ReadinessKeeper
@@ -40,6 +42,7 @@ from tests.loops.story import Noted, Story, told_route_op, told_rules, told_tunn
 RTT_S = {"wired": 0.02, "lte": 0.05}
 PATH_ADDRESSES = {"10.255.101.2": "wired", "10.255.101.3": "lte"}
 HUBS = (CENTRE, CLOUD)
+START_OF_2026_S = 1767225600.0
 # Far more than any burst of events takes.
 STEPS_AT_ONCE = 100_000
 TUNNEL_DEVICE = Backend.USERLAND.device
@@ -66,6 +69,7 @@ class World:
         self.lan_prober = FakeProber()  # what a hub asks its LANs with
         self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
         self.blackholed: set[str] = set()  # uplinks
+        self.wall_offset_s = START_OF_2026_S  # what the clock on the wall is ahead of the simulated one
         self.loss: dict[str, float] = {}  # by uplink, 0 to 1
         self.rtt_s = dict(RTT_S)
         self.asked: list[tuple[float, str]] = []  # (when, uplink) of every echo request of a probe
@@ -78,6 +82,9 @@ class World:
         self.routes.ops = Noted(lambda op: self.story.note("routes", told_route_op(op)))
         for link in (*links, Link(TUNNEL_DEVICE, True)):
             self.routes.set_link(link)
+
+    def wall_clock(self) -> float:
+        return self.wall_offset_s + trio.current_time()
 
     def publish(self, document: Document) -> None:
         """The controller has this document for the site now."""
@@ -168,17 +175,21 @@ class Agent:
         self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
         self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.firewall, world.store)
+        self.metering = Metering(self.cells, world.routes, world.store, world.wall_clock)
         self._follower = Follower(self.cells, world.controller, world.store, world.site, {KEY_ID: PUBLIC})
 
     async def run(self) -> None:
         self.readiness.load()
         self._follower.load()
+        self.metering.load()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_links, self.cells, self.world.routes, self.reconciler.bell)
             nursery.start_soon(self.readiness.run)
             nursery.start_soon(keep_plan, self.cells, Site(self.world.identity, Backend.USERLAND))
             nursery.start_soon(self.probing.run)
             nursery.start_soon(steer_bundles, self.cells)
+            nursery.start_soon(self.metering.run)
+            nursery.start_soon(keep_own_way, self.cells)
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.reporter.run)
             await self.reconciler.firewall_seen_to.wait()
