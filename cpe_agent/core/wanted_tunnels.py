@@ -14,7 +14,19 @@ from collections.abc import Iterable, Mapping
 from cpe_agent.core.addresses import host
 from cpe_agent.core.selectors import outermost
 from cpe_agent.core.uplinks import ResolvedUplink
-from cpe_agent.model.dataplane import PROBE_CHILD, TRAFFIC_CHILD, Backend, Bundle, Child, Connection, Ike, Path, Probe
+from cpe_agent.model.dataplane import (
+    PROBE_CHILD,
+    TRAFFIC_CHILD,
+    TRIAL_CHILD,
+    Backend,
+    Bundle,
+    Child,
+    Connection,
+    Ike,
+    Path,
+    Probe,
+    Service,
+)
 from cpe_agent.model.document import Class, Document, DocumentError, Endpoint, Pair, Peer
 
 # suite -> (IKE proposal, ESP proposal). ESP keys are refreshed with a key exchange of their own (forward secrecy).
@@ -32,9 +44,15 @@ PROTOCOL_NAMES = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmp
 
 
 def connections(
-    document: Document, uplinks: Iterable[ResolvedUplink], identity: str, backend: Backend, claims: Claims | None = None
+    document: Document,
+    uplinks: Iterable[ResolvedUplink],
+    identity: str,
+    backend: Backend,
+    claims: Claims | None = None,
+    services: Iterable[Service] = (),
 ) -> tuple[Connection, ...]:
     """One per dialled path and one per peer that dials us, sorted by stem. `claims`: `selectors`, if known already."""
+    trials = _trials(services)
     found: list[Connection] = []
     claims = selectors(document) if claims is None else claims
     here = outermost(_own_subnets(document))
@@ -47,7 +65,7 @@ def connections(
                 source = _source(uplink, endpoint.address)
                 # Without one, charon would take any address, and the path another uplink.
                 if source is not None:
-                    found.append(_dialled(document, uplink, source, name, peer, endpoint, identity, claims))
+                    found.append(_dialled(document, uplink, source, name, peer, endpoint, identity, claims, trials))
     return tuple(sorted(found, key=lambda connection: connection.stem))
 
 
@@ -222,17 +240,20 @@ def _dialled(
     endpoint: Endpoint,
     identity: str,
     claims: Claims,
+    trials: Mapping[str, Child],
 ) -> Connection:
     probe = Child(
         PROBE_CHILD,
         (host(uplink.path_address),),
         tuple(sorted({host(endpoint.probe_address), host(endpoint.ready_address)})),
     )
-    traffic = [
-        Child(f"{TRAFFIC_CHILD}-{bundle_name(peers, class_)}", *claims[bundle_name(peers, class_)])
+    carried = [
+        bundle_name(peers, class_)
         for peers, class_ in grouped(document)
         if name in peers and _may_use(document, class_, uplink)
     ]
+    traffic = [Child(f"{TRAFFIC_CHILD}-{bundle}", *claims[bundle]) for bundle in carried]
+    traffic += [trials[bundle] for bundle in carried if bundle in trials]
     ike_proposal, esp_proposal = SUITES[document.ipsec.suite]
     ike = Ike(
         local_addrs=(source,),
@@ -247,6 +268,20 @@ def _dialled(
         reauth_s=document.ipsec.max_age_s,
     )
     return Connection(str(Path(uplink.name, name, endpoint.name)), ike, (probe, *sorted(traffic)))
+
+
+def _trials(services: Iterable[Service]) -> dict[str, Child]:
+    """By bundle, the child in which its servers are tried on a path that does not carry it: from the asking addresses
+    to the servers and nothing else, so it takes no other packet, and it is the more specific: it takes those."""
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for service in services:
+        sources, servers = found.setdefault(service.bundle, (set(), set()))
+        sources.add(host(service.source))
+        servers.add(host(service.server))
+    return {
+        bundle: Child(f"{TRIAL_CHILD}-{bundle}", tuple(sorted(sources)), tuple(sorted(servers)))
+        for bundle, (sources, servers) in found.items()
+    }
 
 
 def _source(uplink: ResolvedUplink, remote: str) -> str | None:

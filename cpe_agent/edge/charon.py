@@ -336,11 +336,20 @@ def _child_sa(child: Reply) -> ChildSa:
         remote_ts=_selectors(child, "remote-ts"),
         bytes_in=_number(child, "bytes-in"),
         bytes_out=_number(child, "bytes-out"),
+        spi_in=_spi(child),
     )
 
 
 def _selectors(message: Reply, key: str) -> tuple[str, ...]:
     return tuple(canonical_selector(selector) for selector in texts(message, key))
+
+
+def _spi(child: Reply) -> int:
+    value = text(child, "spi-in", "0")
+    try:
+        return int(value, 16)
+    except ValueError as error:
+        raise EdgeError("charon", "read spi-in", f"{value!r} is no SPI") from error
 
 
 def _number(message: Reply, key: str) -> int:
@@ -373,5 +382,6 @@ def _events(event: str, message: Reply) -> list[CharonEvent]:
             for key in children:
                 child = section(children, key)
                 child_name = text(child, "name") or text(section(child, "new"), "name")
-                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name))
+                spi_in = _spi(child) if up else 0
+                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name, spi_in))
     return found

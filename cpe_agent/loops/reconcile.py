@@ -27,10 +27,11 @@ from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan, TargetState
+from cpe_agent.loops.early import EarlyPackets
 from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Route, Routes, Tunnels
 from cpe_agent.model.observed import Charon, Links
 from cpe_agent.model.ops import FirewallOp
-from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
+from cpe_agent.ports import EarlyPort, EdgeError, FirewallPort, RoutePort, TunnelPort
 
 log = get_logger()
 
@@ -89,6 +90,7 @@ class Reconciler:
         route_port: RoutePort,
         charon: TunnelPort,
         backend: Backend,
+        early: EarlyPort,
     ) -> None:
         self.bell = Bell()
         # Set once the firewall has been seen to. Who opens connections waits for it: what was opened before the
@@ -98,6 +100,7 @@ class Reconciler:
         self._firewall = firewall_port
         self._routes = route_port
         self._tunnels = charon
+        self._early = EarlyPackets(early)
         self._backend = backend
         self._rules_target = Target(RULES, cells)
         self._routes_target = Target(ROUTES, cells)
@@ -127,7 +130,9 @@ class Reconciler:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
             nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus,))
-            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
+            nursery.start_soon(
+                ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts, cells.services)
+            )
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
             nursery.start_soon(self._keep_tunnels)
@@ -269,6 +274,7 @@ class Reconciler:
                 plan.dataplane.bundles,
                 self._cells.active.value,
                 self._cells.verdicts.value.dead,
+                self._cells.services.value.trials,
             )
             try:
                 await self._tunnels_step(plan, wanted)
@@ -277,6 +283,7 @@ class Reconciler:
 
     async def _tunnels_step(self, plan: Plan, wanted: Tunnels) -> None:
         observed = await self._tunnels.read()
+        self._early.after(observed)
         self._cells.charon.set(observed)
         wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
         looked_at = (wanted, self._cells.charon.value)
@@ -290,6 +297,7 @@ class Reconciler:
         drifted = tunnels.missing(wanted, observed) if self._settled.get(TUNNELS) == wanted.connections else ()
         refused: EdgeError | None = None
         for op in step.ops:
+            self._early.before(op, wanted, observed)
             try:
                 await self._tunnels.apply(op)
             except EdgeError as error:
@@ -326,7 +334,8 @@ class Reconciler:
                     lost = False
                     self.tunnels_bell.ring(TUNNELS)
                 async with aclosing(self._tunnels.events()) as events:
-                    async for _ in events:
+                    async for event in events:
+                        self._early.heard(event)
                         self.tunnels_bell.ring(TUNNELS)
             except EdgeError as error:
                 if not lost:

@@ -56,6 +56,17 @@ class BundleReport(msgspec.Struct, frozen=True):
     moves: dict[str, int]
 
 
+class ServiceReport(msgspec.Struct, frozen=True):
+    """A probed server: for which pair, how it is asked, whether it answers (answering, silent, unknown), behind
+    whom."""
+
+    pair: str
+    bundle: str
+    server: str
+    state: str
+    peer: str | None
+
+
 class UplinkReport(msgspec.Struct, frozen=True):
     """An uplink as found."""
 
@@ -121,6 +132,7 @@ class Status(msgspec.Struct, frozen=True):
     pair_packets: dict[str, int]
     pair_bytes: dict[str, int]
     conditions: tuple[Condition, ...]
+    services: tuple[ServiceReport, ...] = ()
 
     @property
     def severity(self) -> Severity:

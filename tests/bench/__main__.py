@@ -21,6 +21,7 @@ from tests.bench.charonkill import charon_kill
 from tests.bench.figure import Figure, keep, summarise
 from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import blackhole_100x3
+from tests.bench.planned import planned_move
 from tests.bench.restart import agent_restart
 from tests.lab import watch
 from tests.lab.container import REPOSITORY, LabError
@@ -39,6 +40,14 @@ MEASURES = (
         limit=500,
         runs=10,
         take=blackhole_100x3,
+    ),
+    Measure(
+        "planned_move_lost_packets",
+        "packets",
+        "lost of 100 packets/s each way by a switch, a drill, a drained hub and a failback",
+        limit=0,
+        runs=10,
+        take=planned_move,
     ),
     Measure(
         "forbidden_packets_delivered",

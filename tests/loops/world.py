@@ -6,6 +6,7 @@ done to charon, nftables and netlink, and everything that is logged, is told in 
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -14,6 +15,7 @@ import trio
 
 from cpe_agent.core.compile import Site
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.drill import Drills
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.planning import keep_plan
@@ -21,16 +23,19 @@ from cpe_agent.loops.probing import Probing
 from cpe_agent.loops.readiness import ReadinessKeeper
 from cpe_agent.loops.reconcile import Reconciler
 from cpe_agent.loops.report import Reporter
+from cpe_agent.loops.services import ServiceProbing
 from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.model.condition import Status
-from cpe_agent.model.dataplane import Backend, Routes, Ruleset, stem_of
+from cpe_agent.model.dataplane import Backend, Path, Routes, Ruleset, stem_of
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import IkeSa, Link, LinkAddress
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 from tests.fakes.charon import Answer, FakeCharon
 from tests.fakes.controller import FakeController
+from tests.fakes.early import FakeEarly
 from tests.fakes.firewall import FirewallFake
 from tests.fakes.prober import FakeProber
+from tests.fakes.records import FakeRecords
 from tests.fakes.routes import FakeRoutes
 from tests.fakes.store import FakeStore
 from tests.loops.documents import CENTRE, CLOUD, IDENTITY, KEY_ID, POST, PUBLIC, SITE
@@ -39,6 +44,7 @@ from tests.loops.story import Noted, Story, told_route_op, told_rules, told_tunn
 RTT_S = {"wired": 0.02, "lte": 0.05}
 PATH_ADDRESSES = {"10.255.101.2": "wired", "10.255.101.3": "lte"}
 HUBS = (CENTRE, CLOUD)
+LAN_ADDRESS = "10.101.0.1"
 # Far more than any burst of events takes.
 STEPS_AT_ONCE = 100_000
 TUNNEL_DEVICE = Backend.USERLAND.device
@@ -61,9 +67,12 @@ class World:
         self.routes = _PatientRoutes(self)
         self.controller = FakeController()
         self.store = FakeStore()
+        self.early = FakeEarly()
         self.lan_prober = FakeProber()  # what a hub asks its LANs with
         self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
         self.blackholed: set[str] = set()  # uplinks
+        self.dead_servers: set[tuple[str, str]] = set()  # (server, hub)
+        self.records = FakeRecords()
         self.site = site
         self.identity = identity
         self.charon.applied = Noted[TunnelOp](
@@ -107,6 +116,21 @@ class World:
             if child.installed and child.name.startswith("traffic-")
         ]
         return {name.removeprefix("traffic-"): path for _, name, path in sorted(found)}
+
+    def serves(self, server: str) -> bool:
+        """Would this server answer the router now? Its packets take the newest of the most specific children."""
+        asked = ipaddress.ip_address(server)
+        found = [
+            (max(n.prefixlen for n in map(ipaddress.ip_network, child.remote_ts) if asked in n), child.unique_id, path)
+            for sa in self.charon.ike_sas()
+            if (path := Path.parse(stem_of(sa.connection)))
+            for child in sa.children
+            if child.installed and any(asked in ipaddress.ip_network(subnet) for subnet in child.remote_ts)
+        ]
+        if not found:
+            return False
+        path = max(found)[2]
+        return path.uplink not in self.blackholed and (server, path.peer) not in self.dead_servers
 
     def answers(self, source: str, target: str) -> bool:
         """Would an echo request from `source` reach the hub that has `target`, and be answered?"""
@@ -160,13 +184,18 @@ class Agent:
         self.world = world
         self.cells = Cells()
         self.probing = Probing(self.cells, Internet(world))
-        self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
+        self.reconciler = Reconciler(
+            self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND, world.early
+        )
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
         self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.firewall, world.store)
+        self.services = ServiceProbing(self.cells, Servers(world), ServersByTcp(world))
+        self.drills = Drills(self.cells, Servers(world), world.records, world.site)
         self._follower = Follower(self.cells, world.controller, world.store, world.site, {KEY_ID: PUBLIC})
 
     async def run(self) -> None:
         self.readiness.load()
+        self.drills.load()
         self._follower.load()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_links, self.cells, self.world.routes, self.reconciler.bell)
@@ -174,6 +203,8 @@ class Agent:
             nursery.start_soon(keep_plan, self.cells, Site(self.world.identity, Backend.USERLAND))
             nursery.start_soon(self.probing.run)
             nursery.start_soon(steer_bundles, self.cells)
+            nursery.start_soon(self.services.run)
+            nursery.start_soon(self.drills.run)
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.reporter.run)
             await self.reconciler.firewall_seen_to.wait()
@@ -227,6 +258,35 @@ class _PatientRoutes(FakeRoutes):
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         await trio.sleep(self._world.kernel_takes_s)
         await super().apply(ops)
+
+
+class Servers(FakeProber):
+    """What is behind the hubs, asked from the router's address in its LAN."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self.addresses = {LAN_ADDRESS}
+
+    def send(self, source: str, target: str, sequence: int, size: int = 0) -> bool:
+        self.rtt_s.pop((source, target), None)
+        if self._world.serves(target):
+            self.rtt_s[source, target] = 0.02
+        return super().send(source, target, sequence, size)
+
+
+class ServersByTcp:
+    """Likewise, over TCP."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def connects(self, source: str, server: str, port: int, within_s: float) -> bool:
+        if source == LAN_ADDRESS and self._world.serves(server):
+            await trio.sleep(0.02)
+            return True
+        await trio.sleep(within_s)
+        return False
 
 
 class Internet(FakeProber):
