@@ -18,7 +18,7 @@ from contextlib import aclosing
 import msgspec
 import trio
 
-from cpe_agent.core import doubled, duplicates, firewall, routes, tunnels
+from cpe_agent.core import doubled, duplicates, firewall, routes, silence, tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
@@ -110,6 +110,7 @@ class Reconciler:
         self._attempts: tunnels.Attempts = {}
         self._tunnels_wake_at = math.inf
         self._doubled = doubled.Doubled()
+        self._ears: silence.Ears = {}
         # What charon carries for its diallers, as routes; None until it was asked.
         self._carried: frozenset[Route] | None = None
         # The plan whose rules and routes were seen to: tunnels follow this one, never one that nothing locks yet.
@@ -258,6 +259,14 @@ class Reconciler:
             self.bell.ring(ROUTES)
         return stale(self._doubled, now)
 
+    def _listen(self, plan: Plan, charon: Charon) -> frozenset[int]:
+        """The traffic CHILD_SAs that are to be made anew because nothing comes back."""
+        active, tracks = self._cells.active.value, self._cells.verdicts.value.tracks
+        silent = silence.step(self._ears, plan.dataplane.bundles, active, charon, tracks, trio.current_time())
+        self._ears = silent.ears
+        self._cells.silent.set(silent.conditions)
+        return silent.remake
+
     async def _keep_tunnels(self) -> None:
         while True:
             until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
@@ -285,7 +294,12 @@ class Reconciler:
         observed = await self._tunnels.read()
         self._early.after(observed)
         self._cells.charon.set(observed)
-        wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
+        wanted = msgspec.structs.replace(
+            wanted,
+            stale=self._look_at_branches(plan, observed),
+            remake=self._listen(plan, observed),
+            barred=frozenset(b.child for b in plan.dataplane.bundles if b.name in self._cells.steering.value.barred),
+        )
         looked_at = (wanted, self._cells.charon.value)
         if self._tunnels_at_rest == looked_at:
             self._tunnels_target.succeeded(0)

@@ -7,6 +7,7 @@ done to charon, nftables and netlink, and everything that is logged, is told in 
 from __future__ import annotations
 
 import ipaddress
+import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -73,6 +74,9 @@ class World:
         self.blackholed: set[str] = set()  # uplinks
         self.dead_servers: set[tuple[str, str]] = set()  # (server, hub)
         self.records = FakeRecords()
+        self.loss: dict[str, float] = {}  # by uplink, 0 to 1
+        self.rtt_s = dict(RTT_S)
+        self.asked: list[tuple[float, str]] = []  # (when, uplink) of every echo request of a probe
         self.site = site
         self.identity = identity
         self.charon.applied = Noted[TunnelOp](
@@ -136,7 +140,7 @@ class World:
         """Would an echo request from `source` reach the hub that has `target`, and be answered?"""
         uplink = PATH_ADDRESSES.get(source)
         hub = next((h for h in HUBS if target in (h.endpoint.probe_address, h.endpoint.ready_address)), None)
-        if uplink is None or hub is None or uplink in self.blackholed:
+        if uplink is None or hub is None or uplink in self.blackholed or random.random() < self.loss.get(uplink, 0.0):
             return False
         if target == hub.endpoint.ready_address and hub.name in self.unready:
             return False
@@ -299,6 +303,7 @@ class Internet(FakeProber):
 
     def send(self, source: str, target: str, sequence: int, size: int = 0) -> bool:
         self.rtt_s.pop((source, target), None)
+        self._world.asked.append((trio.current_time(), PATH_ADDRESSES[source]))
         if self._world.answers(source, target):
-            self.rtt_s[source, target] = RTT_S[PATH_ADDRESSES[source]]
+            self.rtt_s[source, target] = self._world.rtt_s[PATH_ADDRESSES[source]]
         return super().send(source, target, sequence, size)
