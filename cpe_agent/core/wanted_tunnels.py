@@ -52,7 +52,7 @@ def connections(
     services: Iterable[Service] = (),
 ) -> tuple[Connection, ...]:
     """One per dialled path and one per peer that dials us, sorted by stem. `claims`: `selectors`, if known already."""
-    trials = _trials(services)
+    trials = _trials(document, services)
     found: list[Connection] = []
     claims = selectors(document) if claims is None else claims
     here = outermost(_own_subnets(document))
@@ -282,14 +282,19 @@ def _dialled(
     return Connection(str(Path(uplink.name, name, endpoint.name)), ike, (probe, *sorted(traffic)))
 
 
-def _trials(services: Iterable[Service]) -> dict[str, Child]:
-    """By bundle, the child in which its servers are tried on a path that does not carry it: from the asking addresses
-    to the servers and nothing else, so it takes no other packet, and it is the more specific: it takes those."""
+def _trials(document: Document, services: Iterable[Service]) -> dict[str, Child]:
+    """By bundle, the child in which its servers are tried on a path that does not carry it: what the asking addresses
+    ask and no other packet. It is more specific than any bundle, so it takes just that. It names the servers' whole
+    subnet: in user space charon refuses a child at whose end the router has no address, as a hub has none of a
+    server's."""
+    subnets = {pair.id: pair.remote for pair in document.pairs if pair.probe is not None}
     found: dict[str, tuple[set[str], set[str]]] = {}
     for service in services:
         sources, servers = found.setdefault(service.bundle, (set(), set()))
-        sources.add(host(service.source))
-        servers.add(host(service.server))
+        protocol = "tcp" if service.port else "ipv6-icmp" if ":" in service.server else "icmp"
+        port = f"/{service.port}" if service.port else ""
+        sources.add(f"{host(service.source)}[{protocol}]")
+        servers.add(f"{subnets[service.pair]}[{protocol}{port}]")
     return {
         bundle: Child(f"{TRIAL_CHILD}-{bundle}", tuple(sorted(sources)), tuple(sorted(servers)))
         for bundle, (sources, servers) in found.items()
