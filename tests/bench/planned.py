@@ -38,13 +38,13 @@ def planned_move(bench: Bench) -> list[float]:
     """Packets lost, both ways together, by all planned moves of a run."""
     lost = []
     for run in range(1, bench.runs + 1):
-        found = {kind.__name__.strip("_"): kind(bench.lab) for kind in (_switch, _drill, _drain, _failback)}
+        found = {kind.__name__: kind(bench.lab) for kind in (switch, drill, drain, failback)}
         lost.append(float(sum(found.values())))
         bench.say(f"run {run} of {bench.runs}: lost " + ", ".join(f"{n} by {kind}" for kind, n in found.items()))
     return lost
 
 
-def _switch(lab: Lab) -> int:
+def switch(lab: Lab) -> int:
     """The document prefers the other uplink, and then the first again."""
     lost = 0
     for first, second in (("lte", "wired"), ("wired", "lte")):
@@ -59,7 +59,7 @@ def _prefer(first: str, second: str, site: dict[str, Any]) -> None:
     site["uplinks"][first]["priority"], site["uplinks"][second]["priority"] = 1, 2
 
 
-def _drill(lab: Lab) -> int:
+def drill(lab: Lab) -> int:
     with _counted(lab) as count:
         config = str(lab.site(SITE).inside / "agent.yaml")
         argv = [sys.executable, "-m", "cpe_agent", "drill", "uplink", "wired", "--config", config]
@@ -70,7 +70,7 @@ def _drill(lab: Lab) -> int:
     return count[0]
 
 
-def _drain(lab: Lab) -> int:
+def drain(lab: Lab) -> int:
     """Without the controller. The subnet that both hubs serve moves; of what is sent to nobody nothing is lost."""
     lab.controller.stop()
     lost = 0
@@ -89,7 +89,7 @@ def _drain(lab: Lab) -> int:
     return lost
 
 
-def _failback(lab: Lab) -> int:
+def failback(lab: Lab) -> int:
     uplink = lab.site(SITE).uplink("wired")
     uplink.blackhole()
     try:

@@ -16,6 +16,7 @@ import pytest
 import yaml
 
 from cpe_agent.model.condition import Status
+from tests.bench import planned
 from tests.lab import watch
 from tests.lab.container import Completed, wait_until
 from tests.lab.lab import Lab
@@ -112,6 +113,14 @@ def test_that_a_drill_takes_an_uplink_out_and_loses_nothing(lab: Lab) -> None:
     assert all(stream["lost"] == 0 and stream["sent"] > 300 for stream in records[-1]["streams"])
     assert records[-1]["unmeasured"] == ["centre"], "its probe is no echo"
     assert _ask(lab, SITE, "drill", "--check").status == 0
+
+
+def test_that_a_drain_without_the_controller_loses_nothing(lab: Lab) -> None:
+    assert planned.drain(lab) == 0
+
+
+def test_that_a_failback_loses_nothing(lab: Lab) -> None:
+    assert planned.failback(lab) == 0
 
 
 def test_that_a_drill_is_refused_when_the_alternative_is_not_well(lab: Lab) -> None:
