@@ -65,7 +65,8 @@ DEGRADED_HALF_LIFE_S = 300.0
 MEASURE_S = 6.0
 REST_S = 15.0
 REST_MAX_S = 600.0
-# Nearly as long must a path have been measured that was bad before; one that was not, long enough for a few rounds.
+# Nearly as long must a path have been measured that was bad before (or `failback_s`, if that is less); one that was
+# not, long enough for a few rounds.
 LONG_S = 5.0
 FRESH_S = 0.5
 # Moves that were not made because the path left was bad or unusable, and after which there is no hold-down.
@@ -303,7 +304,7 @@ class _Chooser:
         return here.path, ""
 
     def _failback(self, here: Candidate, heard: list[Candidate], hold: Hold) -> tuple[Path, str]:
-        needs = self._bundle.needs
+        needs, long_s = self._bundle.needs, min(LONG_S, self._failback_s)
         for one in heard:
             if one.degraded or (*one.fitness, one.rank) >= (*here.fitness, here.rank):
                 continue
@@ -316,7 +317,7 @@ class _Chooser:
                 self._wake(at - MEASURE_S)
             if self._now < at:
                 self._wake(at)
-            elif not once_bad or (self._fresh(one.path, LONG_S) and quality.keeps(needs, self._figures[one.path])):
+            elif not once_bad or (self._fresh(one.path, long_s) and quality.keeps(needs, self._figures[one.path])):
                 return one.path, "failback"
         return here.path, ""
 

@@ -39,7 +39,7 @@ class EarlyPackets:
 
     def before(self, op: TunnelOp, wanted: Tunnels, observed: Charon) -> None:
         """`op` is about to be applied."""
-        if not isinstance(op, Initiate) or op.child == PROBE_CHILD:
+        if not isinstance(op, Initiate) or op.child == PROBE_CHILD or (op.connection, op.child) in self._under_way:
             return
         connection = next((found for found in wanted.connections if found.name == op.connection), None)
         if connection is None or not connection.ike.local_addrs:

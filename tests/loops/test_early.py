@@ -60,6 +60,15 @@ async def test_that_a_set_up_that_comes_to_nothing_is_forgotten(autojump_clock: 
     assert port.handed_over == [(ADDRESS, 0)] and port.watched == []
 
 
+async def test_that_a_set_up_that_is_asked_for_twice_is_watched_once() -> None:
+    port = FakeEarly()
+    early = EarlyPackets(port)
+    early.before(START, WANTED, _charon())
+    early.before(START, WANTED, _charon())
+    early.after(_charon((5, 9)))
+    assert port.handed_over == [(ADDRESS, 9)] and port.watched == []
+
+
 async def test_that_probes_and_ends_are_not_watched() -> None:
     port = FakeEarly()
     early = EarlyPackets(port)
