@@ -210,18 +210,22 @@ async def test_that_who_sends_nothing_is_not_silent(autojump_clock: MockClock) -
 
 async def test_that_a_spent_budget_ends_what_has_nowhere_else_to_go(autojump_clock: MockClock) -> None:
     world = World()
-    world.publish(of_class(Class(metered="budget")))
+    monthly = 1_000_000_000
+    uplinks = {**STANDBY, "lte": msgspec.structs.replace(STANDBY["lte"], monthly_bytes=monthly)}
+    world.publish(of_class(Class(metered="budget"), uplinks=uplinks))
     async with world.agent() as agent:
         await trio.sleep(5)
         world.blackhole("wired")
         await trio.sleep(15)
         assert named(world) == ON_LTE
-        agent.cells.budgets.set({"lte": Budget.NEAR})
-        await trio.sleep(10)
+        world.routes.carry("lte", monthly * 95 // 100)
+        await trio.sleep(15)
+        assert agent.cells.budgets.value == {"lte": Budget.NEAR}
         assert named(world) == ON_LTE, "it is near, and nothing else is there"
-        agent.cells.budgets.set({"lte": Budget.SPENT})
-        await trio.sleep(1)
+        world.routes.carry("lte", monthly)
+        await trio.sleep(15)
         assert named(world) == {}
+        assert "BundleBarred centre/all" in await agent.conditions()
         world.heal("wired")
         await trio.sleep(30)
         assert named(world) == HOME
