@@ -226,6 +226,7 @@ async def test_that_a_spent_budget_ends_what_has_nowhere_else_to_go(autojump_clo
         world.routes.carry("lte", 100_000)
         await trio.sleep(LOOK_S + 1)
         assert named(world) == {}
+        assert "BundleBarred centre/all" in await agent.conditions()
         world.heal("wired")
         await trio.sleep(30)
         assert named(world) == HOME
