@@ -77,6 +77,10 @@ charon-systemd {{
     routing_table_prio = {priority}
     install_virtual_ip = no
 
+    # Paths are pinned to addresses, and routes are no business of charon's. A hub's thousands in a burst made it lose
+    # what comes with them on the same socket: addresses, without which it refuses every CHILD_SA from then on.
+    process_route = no
+
     # About once a second: a path that heals, or a hub that is back, is met by the next repeat, not after a pause that
     # has grown to seconds. The first repeats come sooner: the request that moves traffic to another path is one packet,
     # and a cellular link may lose it. A dead peer is given up after 9 s.
