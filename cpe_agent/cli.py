@@ -18,7 +18,7 @@ from typing import NoReturn
 import msgspec
 
 from cpe_agent import __version__, app, boot, down
-from cpe_agent.listing import render_preview, render_verification
+from cpe_agent.listing import render_drills, render_preview, render_verification
 from cpe_agent.model.condition import DrainAnswer, Severity
 from cpe_agent.model.document import MAX_BYTES, DocumentError
 from cpe_agent.ports import EdgeError
@@ -38,6 +38,9 @@ UNAVAILABLE = 69
 NO_PERMISSION = 77
 CONFIGURATION = 78
 
+# What `drill` says to a script.
+DRILL_LOSS, DRILL_REFUSED, DRILL_EARLY = 1, 2, 4
+DRILL_INTERVAL_S = 0.2
 WATCH_INTERVAL_S = 1.0
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
@@ -67,6 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _printed(lambda: _verify(configured, asked.json))
     if asked.command in ("drain", "undrain"):
         return _drain(configured, asked.command == "drain", asked.json)
+    if asked.command == "drill":
+        if asked.records or asked.check:
+            return _printed(lambda: _drill_records(configured, asked.check, asked.json))
+        if asked.kind is None or asked.name is None:
+            return _failed("drill what? `drill uplink NAME`, `drill hub NAME`, `--records` or `--check`", USAGE)
+        return _drill(configured, asked.kind, asked.name, asked.json)
     if asked.command == "boot":
         return _boot(configured, asked.charon_group)
     if asked.command == "down":
@@ -116,6 +125,18 @@ def _parser() -> argparse.ArgumentParser:
             name, parents=[common], help=words, epilog="Exits 0 also if nothing changed, 3 if no agent is running."
         )
         drain.add_argument("--json", action="store_true", help="for programs")
+    drill = commands.add_parser(
+        "drill",
+        parents=[common],
+        help="on a branch: take an uplink or a hub out, measure, put it back, write it down",
+        epilog="Exits 0 done and nothing lost, 1 done with a loss or not back, 2 refused, 3 no agent is running, "
+        "4 put back early or interrupted. --check exits 0 if the records hold, 1 if they were altered.",
+    )
+    drill.add_argument("kind", nargs="?", choices=("uplink", "hub"))
+    drill.add_argument("name", nargs="?", metavar="NAME")
+    drill.add_argument("--records", action="store_true", help="print the records of all drills")
+    drill.add_argument("--check", action="store_true", help="does each record follow from the one before?")
+    drill.add_argument("--json", action="store_true", help="for programs")
     booting = commands.add_parser(
         "boot",
         parents=[common],
@@ -195,6 +216,52 @@ def _drain_words(answer: DrainAnswer) -> str:
     if answer.warning:
         lines.append(f"Warning: {answer.warning}.")
     return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
+
+
+def _drill(configured: Settings, kind: str, name: str, as_json: bool) -> int:
+    pause = threading.Event()
+    told = 0
+    try:
+        progress = app.start_drill(configured, kind, name)
+        while True:
+            for line in () if as_json else progress.said[told:]:
+                print(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+            told = len(progress.said)
+            if not progress.running:
+                break
+            pause.wait(DRILL_INTERVAL_S)
+            progress = app.drill_progress(configured)
+    except KeyboardInterrupt:
+        print("The drill goes on without this command: `cpe-agent drill --records` tells its end.", file=sys.stderr)
+        return DRILL_EARLY
+    except EdgeError as error:
+        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING}.get(error.op, DRILL_REFUSED)
+        return _failed(error.cause, code if told == 0 else DRILL_EARLY)
+    record = progress.record
+    if record is None or record.outcome == "began":
+        return _failed(progress.said[-1] if progress.said else "the drill did not take place", UNAVAILABLE)
+    if as_json:
+        print(_json(record), end="")
+    if record.outcome != "done":
+        return DRILL_EARLY
+    whole = all(move.back_s is not None for move in record.moves) and not any(s.lost for s in record.streams)
+    return 0 if whole else DRILL_LOSS
+
+
+def _drill_records(configured: Settings, check: bool, as_json: bool) -> tuple[int, str]:
+    try:
+        lines = app.drill_lines(configured)
+    except EdgeError as error:
+        return _failed(error.cause, UNAVAILABLE), ""
+    if check:
+        wrong = app.check_drills(lines)
+        if wrong:
+            return _failed(f"the records of drills do not hold: {wrong}", DRILL_LOSS), ""
+        return 0, f"{len(lines)} records, each follows from the one before.\n"
+    found = app.drill_records(lines)
+    if as_json:
+        return 0, "".join(msgspec.json.encode(record).decode() + "\n" for record in found)
+    return 0, render_drills(found)
 
 
 def _boot(configured: Settings, charon_group: str | None) -> int:

@@ -104,6 +104,33 @@ class ProbePort(Protocol):
         """Wait for replies; returns all that have come. rtt by kernel receive time."""
 
 
+class ConnectPort(Protocol):
+    """TCP from an address of ours."""
+
+    async def connects(self, source: str, server: str, port: int, within_s: float) -> bool:
+        """Is a connection accepted in time? Never raises."""
+
+
+class RecordPort(Protocol):
+    """Lines that are only ever appended to."""
+
+    def lines(self) -> tuple[bytes, ...]:
+        """All of them, without their ends."""
+
+    def append(self, line: bytes) -> None:
+        """Written and on the disk when this returns."""
+
+
+class EarlyPort(Protocol):
+    """ESP that comes before its CHILD_SA is installed."""
+
+    def watch(self, address: str) -> None:
+        """Keep what comes for this address of ours, from now on: once for each set-up that is about to begin."""
+
+    def hand_over(self, address: str, spi: int) -> int:
+        """Give charon again what came for this SPI (0: nothing), and end one watch. Returns how many packets."""
+
+
 class ControllerPort(Protocol):
     """The controller, over one of our own addresses (or "" for the kernel's choice)."""
 

@@ -56,6 +56,7 @@ def render(status: Status, colour: bool = False) -> str:
         _uplinks(status, colour),
         _paths(status, colour),
         _bundles(status, colour),
+        _services(status, colour),
         _peers(status, colour),
         _pairs(status, colour),
         _conditions(status.conditions, status.now, colour),
@@ -171,6 +172,14 @@ def _bundles(status: Status, colour: bool) -> list[str]:
         )
         for bundle in status.bundles
     ]
+    return _table(columns, rows, colour)
+
+
+def _services(status: Status, colour: bool) -> list[str]:
+    """Silent ones first."""
+    columns = (_Column("SERVER"), _Column("STATE"), _Column("BEHIND"), _Column("PAIR"))
+    listed = sorted(status.services, key=lambda service: (service.state == "answering", service.pair))
+    rows = [(service.server, service.state, service.peer or _NOTHING, service.pair) for service in listed]
     return _table(columns, rows, colour)
 
 

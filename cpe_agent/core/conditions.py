@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.health import State, Track
-from cpe_agent.model.condition import Condition, Severity
+from cpe_agent.model.condition import Condition, ServiceReport, Severity
 from cpe_agent.model.dataplane import Bundle, Path
 from cpe_agent.model.document import Document
 
@@ -26,6 +26,7 @@ def conditions(
     target_errors: Mapping[str, str],
     controller_error: str,
     rejected: str,
+    services: Iterable[ServiceReport] = (),
 ) -> tuple[Condition, ...]:
     """All conditions that hold. `now` is wall time; `obstacles` come from compiling."""
     found = list(obstacles)
@@ -48,6 +49,8 @@ def conditions(
         for path, track in tracks.items()
         if track.state is State.UP and not track.ready
     ]
+    found += _dead_hubs(tracks)
+    found += [_silent(service) for service in services if service.state == "silent" and service.peer]
     for bundle in bundles:
         path = active.get(bundle.name)
         track = tracks.get(path) if path else None
@@ -55,6 +58,24 @@ def conditions(
             reason = f"no path carries it; tried {', '.join(map(str, bundle.paths)) or 'none: no uplink is usable'}"
             found.append(Condition("BundleDown", bundle.name, reason, Severity.DOWN))
     return tuple(sorted(found, key=lambda condition: (condition.type, condition.subject)))
+
+
+def _dead_hubs(tracks: Mapping[Path, Track]) -> list[Condition]:
+    """Peers that no uplink reaches while another peer is reached over the same ones: the fault is there, not here."""
+    up = {path.uplink for path, track in tracks.items() if track.state is State.UP}
+    found = []
+    for peer in sorted({path.peer for path in tracks}):
+        theirs = {path: track for path, track in tracks.items() if path.peer == peer}
+        uplinks = sorted({path.uplink for path in theirs} & up)
+        if uplinks and all(track.state is State.DOWN for track in theirs.values()):
+            reason = f"no path to it is up, while others are up over {', '.join(uplinks)}: look at {peer}, not here"
+            found.append(Condition("PeerDown", peer, reason))
+    return found
+
+
+def _silent(service: ServiceReport) -> Condition:
+    reason = f"{service.server} does not answer behind {service.peer}, whose path is up: look at that server"
+    return Condition("ServerSilent", service.pair, f"{reason}, and at {service.peer}'s LAN")
 
 
 def _path(path: Path, track: Track) -> Condition:

@@ -21,6 +21,7 @@ from typing import Any
 import trio
 
 from cpe_agent.edge import routetable
+from cpe_agent.edge.carrier import Carriers
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL
 from cpe_agent.model.observed import Link, LinkAddress, LinkBytes, LinkCounters, Links
 from cpe_agent.ports import EdgeError
@@ -47,6 +48,9 @@ _HEADER = struct.Struct("=IH10x")  # nlmsghdr: length, type
 _LINK = struct.Struct("=B7xI4x")  # ifinfomsg: family, flags
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _ATTRIBUTES_AT = _HEADER.size + _LINK.size
+# How long a carrier may be gone before it is noticed when the kernel does not tell. Traffic is to be elsewhere after
+# 100 ms, of which the move itself takes some 20.
+LOOK_S = 0.025
 # One yield stands for at most this many messages, so that a flood cannot hold the event loop.
 _BURST = 1000
 
@@ -77,7 +81,7 @@ def read_counters(kernel: Any) -> LinkCounters:
 
 async def changes() -> AsyncGenerator[frozenset[str], None]:
     """Yields once as soon as it has subscribed, then after each burst of changes, for ever: the interfaces that were
-    last told to have no carrier, or to be gone.
+    last told, or seen, to have no carrier, or to be gone.
 
     Whoever reads after each yield misses nothing: what changes during the reading yields again.
     """
@@ -92,10 +96,20 @@ async def changes() -> AsyncGenerator[frozenset[str], None]:
             _subscribe(netlink)
         except OSError as error:
             raise EdgeError("netlink", "watch", str(error.strerror)) from error
-        yield frozenset()
-        while True:
-            await trio.lowlevel.wait_readable(netlink)
-            yield _drain(netlink)
+        carriers = Carriers()
+        with contextlib.closing(carriers):
+            carriers.note()
+            yield frozenset()
+            while True:
+                with trio.move_on_after(LOOK_S) as nap:
+                    await trio.lowlevel.wait_readable(netlink)
+                lost = carriers.lost()
+                if not nap.cancelled_caught:
+                    lost |= _drain(netlink)
+                    carriers.note()
+                elif not lost:
+                    continue
+                yield lost
 
 
 def lost_links(datagram: bytes) -> dict[str, bool]:

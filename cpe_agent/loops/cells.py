@@ -11,7 +11,7 @@ from cpe_agent.core.budget import Budget
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.steer import Steering
-from cpe_agent.model.condition import Condition
+from cpe_agent.model.condition import Condition, ServiceReport
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, Links
@@ -66,10 +66,11 @@ class Readiness(msgspec.Struct, frozen=True):
 class Services(msgspec.Struct, frozen=True):
     """What probes of servers say. `failing`: by bundle, the peers behind which all its probed servers fail although
     they answer behind another. `trials`: by bundle, the path on which its servers are being tried besides the active
-    one."""
+    one. `reports`: each server."""
 
     failing: Mapping[str, frozenset[str]] = {}
     trials: Mapping[str, Path] = {}
+    reports: tuple[ServiceReport, ...] = ()
 
 
 class Cells:

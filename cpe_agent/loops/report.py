@@ -89,6 +89,7 @@ class Reporter:
             pair_packets=packets,
             pair_bytes=volumes,
             conditions=self._conditions(),
+            services=cells.services.value.reports,
         )
 
     def _conditions(self) -> tuple[Condition, ...]:
@@ -106,6 +107,7 @@ class Reporter:
             | {"store": cells.controller.value.store_error},
             controller_error=cells.controller.value.error,
             rejected=cells.controller.value.rejected,
+            services=cells.services.value.reports,
         )
         held = {(condition.type, condition.subject): condition for condition in found}
         for key in [key for key in self._since if key not in held]:

@@ -59,6 +59,17 @@ class BundleReport(msgspec.Struct, frozen=True):
     held_s: float = 0.0
 
 
+class ServiceReport(msgspec.Struct, frozen=True):
+    """A probed server: for which pair, how it is asked, whether it answers (answering, silent, unknown), behind
+    whom."""
+
+    pair: str
+    bundle: str
+    server: str
+    state: str
+    peer: str | None
+
+
 class UplinkReport(msgspec.Struct, frozen=True):
     """An uplink as found. `up`: it leads somewhere. `bytes_total`: counted ever, both ways; `used_bytes`: in the budget
     month that began on `month`; `remaining_bytes`: of its monthly bytes (None: it has no cap), never below 0; `budget`:
@@ -132,6 +143,7 @@ class Status(msgspec.Struct, frozen=True):
     pair_packets: dict[str, int]
     pair_bytes: dict[str, int]
     conditions: tuple[Condition, ...]
+    services: tuple[ServiceReport, ...] = ()
 
     @property
     def severity(self) -> Severity:

@@ -19,6 +19,7 @@ TABLE = "cpe_agent"
 CONNECTION_PREFIX = "cpe-"
 PROBE_CHILD = "probe"
 TRAFFIC_CHILD = "traffic"
+TRIAL_CHILD = "trial"
 # Sets of uplinks whose elements count IKE and NAT keepalives.
 IKE_BYTES_IN = "spent_on_ike_in"
 IKE_BYTES_OUT = "spent_on_ike_out"
@@ -235,6 +236,22 @@ class Bundle(msgspec.Struct, frozen=True):
     needs: Class = Class()
 
 
+class Service(msgspec.Struct, frozen=True, order=True):
+    """A server behind a pair, and how this router asks it: from its own address `source`, which the pair admits. `port`
+    0: by echo."""
+
+    bundle: str
+    pair: str
+    source: str
+    server: str
+    port: int = 0
+
+    @property
+    def asked(self) -> str:
+        """In words: "10.10.0.10 (tcp 443)"."""
+        return f"{self.server} ({f'tcp {self.port}' if self.port else 'echo'})"
+
+
 class Dataplane(msgspec.Struct, frozen=True):
     """All of it."""
 
@@ -243,3 +260,4 @@ class Dataplane(msgspec.Struct, frozen=True):
     routes: Routes
     probes: tuple[Probe, ...]
     bundles: tuple[Bundle, ...]
+    services: tuple[Service, ...] = ()

@@ -35,7 +35,7 @@ class Links(msgspec.Struct, frozen=True):
 
 class ChildSa(msgspec.Struct, frozen=True):
     """An installed CHILD_SA. Selectors as charon prints them. Bytes and packets since it was installed, as they are
-    inside."""
+    inside. `spi_in`: what packets for it carry here (0: not known)."""
 
     name: str
     unique_id: int
@@ -46,6 +46,7 @@ class ChildSa(msgspec.Struct, frozen=True):
     bytes_out: int = 0
     packets_in: int = 0
     packets_out: int = 0
+    spi_in: int = 0
 
     @property
     def installed(self) -> bool:
@@ -105,12 +106,13 @@ class EventKind(Enum):
 
 
 class CharonEvent(msgspec.Struct, frozen=True):
-    """charon says that something became of one of our connections."""
+    """charon says that something became of one of our connections. `spi_in`: of a child that came up."""
 
     kind: EventKind
     connection: str
     unique_id: int
     child: str = ""
+    spi_in: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True):

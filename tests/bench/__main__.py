@@ -23,6 +23,7 @@ from tests.bench.figure import Figure, keep, summarise
 from tests.bench.flap import FLAP
 from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import OUTAGES
+from tests.bench.planned import planned_move
 from tests.bench.probecost import PROBE_COST
 from tests.bench.restart import agent_restart
 from tests.bench.standby import model_error
@@ -40,6 +41,14 @@ MEASURES = (
     BROWNOUT,
     FLAP,
     PROBE_COST,
+    Measure(
+        "planned_move_lost_packets",
+        "packets",
+        "lost of 100 packets/s each way by a switch, a drill, a drained hub and a failback",
+        limit=0,
+        runs=10,
+        take=planned_move,
+    ),
     Measure(
         "forbidden_packets_delivered",
         "packets",
