@@ -7,6 +7,7 @@ import base64
 import datetime as dt
 import hashlib
 import json
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -211,6 +212,29 @@ def test_the_root_may_be_away_while_sites_enrol(state: Path, text: str) -> None:
     (state / "signing.key").unlink()
     with serving(state) as served, _box(served) as box:
         assert box.enroll(_token(state, "van-1")).status_code == 200
+
+
+def test_a_head_that_does_not_end_is_cut_off(served: Served) -> None:
+    """A body, on the other hand, may come in one piece with its head."""
+    host, port = served.enrolment_url.removeprefix("https://").split(":")
+    context = ssl.create_default_context(cafile=str(served.state / "root.pem"))
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=host) as stream,
+    ):
+        stream.sendall(b"POST /v1/enroll HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n" + b" " * 90000)
+        assert stream.recv(99).startswith(b"HTTP/1.1 413")
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=host) as stream,
+    ):
+        sent = 0
+        with pytest.raises(OSError):
+            stream.sendall(b"GET /v1/ca HTTP/1.1\r\n")
+            while sent < 50_000_000:
+                stream.sendall(b"x: y\r\n" * 1000)
+                sent += 6000
+        assert sent < 50_000_000
 
 
 def test_limits_are_for_each_and_for_all() -> None:
