@@ -31,6 +31,7 @@ from cpe_agent.edge.prober import IcmpProber
 from cpe_agent.edge.store import FileStore
 from cpe_agent.log import configure, get_logger
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.pathmtu import PathMtus
@@ -40,7 +41,8 @@ from cpe_agent.loops.readiness import ReadinessKeeper
 from cpe_agent.loops.reconcile import Reconciler
 from cpe_agent.loops.report import Reporter
 from cpe_agent.loops.steering import steer_bundles
-from cpe_agent.model.condition import Condition, DrainAnswer, Status
+from cpe_agent.loops.stored import read_stored
+from cpe_agent.model.condition import Condition, DrainAnswer, RollbackAnswer, Status
 from cpe_agent.model.dataplane import Backend, Dataplane, Routes, Ruleset
 from cpe_agent.model.difference import Verification
 from cpe_agent.model.document import Document, DocumentError
@@ -70,6 +72,11 @@ def drain(settings: Settings, drained: bool) -> DrainAnswer:
     """Tell the running daemon of a hub to be drained, or no longer. Raises `EdgeError` if there is none."""
     command = "drain" if drained else "undrain"
     return msgspec.json.decode(ask(settings.run_dir / CONTROL_SOCKET, command), type=DrainAnswer)
+
+
+def rollback(settings: Settings) -> RollbackAnswer:
+    """Tell the running daemon to go back to the document before. Raises `EdgeError` if there is none of either."""
+    return msgspec.json.decode(ask(settings.run_dir / CONTROL_SOCKET, "rollback"), type=RollbackAnswer)
 
 
 class Living(msgspec.Struct, frozen=True):
@@ -148,19 +155,16 @@ def plan(settings: Settings, candidate: bytes | None) -> Preview:
 
 
 def stored_document(settings: Settings) -> Document:
-    """The last good document, verified again. Raises `NoDocument`."""
-    try:
-        signed = FileStore(settings.state_dir).load_document()
-        if signed is None:
-            raise NoDocument("this site has never accepted a document")
-        keys = obey.signing_keys(None, _keys(settings))
-        obey.verify(signed.raw, signed.signature, signed.key_id, keys)
-        # Its age speaks neither for nor against it: it is in force.
-        return obey.obey(signed.raw, settings.site, None, None, obey.Clock(0.0, trusted=False), stored=True)
-    except DocumentError as error:
-        raise NoDocument(f"the stored document is refused: {error}") from None
-    except EdgeError as error:
-        raise NoDocument(error.cause) from None
+    """The document in force by what is on the disk, verified again. Raises `NoDocument`."""
+    stored = read_stored(FileStore(settings.state_dir), settings.site, _keys(settings))
+    document = stored.in_force()
+    if document is not None:
+        return document
+    for trouble in stored.troubles:
+        if isinstance(trouble, EdgeError):
+            raise NoDocument(trouble.cause)
+        raise NoDocument(f"the stored document is refused: {trouble}")
+    raise NoDocument("this site has never accepted a document")
 
 
 async def look(settings: Settings) -> Living:
@@ -194,18 +198,19 @@ async def _live(settings: Settings) -> None:
         settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend
     )
     controller = HttpsController(settings.controllers, settings.ca, settings.certificate, settings.key)
-    follower = Follower(cells, controller, store, settings.site, _keys(settings))
     readiness = ReadinessKeeper(cells, lan_prober, firewall, store)
     probing = Probing(cells, prober)
+    in_force = InForce(cells, store, settings.site, _keys(settings), probing.tracks)
+    follower = Follower(cells, controller, in_force)
     reconciler = Reconciler(cells, firewall, netlink, charon, backend)
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
     readiness.load()
-    follower.load()
+    in_force.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
         # First of all: it holds the lock, and of two agents the second must not have touched anything.
-        answer = functools.partial(_answer, reporter, readiness)
+        answer = functools.partial(_answer, reporter, readiness, in_force)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
         nursery.start_soon(watch_links, cells, netlink, reconciler.bell)
         nursery.start_soon(readiness.run)
@@ -217,8 +222,10 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(reporter.run)
         await reconciler.firewall_seen_to.wait()
         nursery.start_soon(follower.run)
+        nursery.start_soon(in_force.run, follower.reach)
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, reporter.status)
+    in_force.stopped()
     await prober.aclose()
     await lan_prober.aclose()
     await mtu_prober.aclose()
@@ -227,12 +234,14 @@ async def _live(settings: Settings) -> None:
     log.info("agent_stopped")
 
 
-async def _answer(reporter: Reporter, readiness: ReadinessKeeper, command: str) -> bytes:
+async def _answer(reporter: Reporter, readiness: ReadinessKeeper, in_force: InForce, command: str) -> bytes:
     """Answer of the control socket. Raises EdgeError for a command that it does not know."""
     if command == "status":
         return msgspec.json.encode(await reporter.status())
     if command in ("drain", "undrain"):
         return msgspec.json.encode(readiness.set_drained(command == "drain"))
+    if command == "rollback":
+        return msgspec.json.encode(in_force.roll_back())
     raise EdgeError("control", command, "is no command of this agent's version")
 
 

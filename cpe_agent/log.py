@@ -27,6 +27,8 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "controller_lost": "The controller does not answer any more. The network runs without it.",
         "document_loaded": "The last good document was read from the disk and verified.",
         "document_accepted": "A document is obeyed from now on.",
+        "document_confirmed": "All that worked before works under the new document too; it is the last good one now.",
+        "document_reverted": "A document was given up for good, and the one before it is in force again.",
         "document_rejected": "A document is refused. The one before it stays.",
         "charon_connected": "charon answers.",
         "charon_lost": "charon does not answer any more.",

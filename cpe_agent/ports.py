@@ -12,6 +12,7 @@ from typing import Protocol
 
 import msgspec
 
+from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.dataplane import Routes, Ruleset
 from cpe_agent.model.observed import Charon, CharonEvent, Links, Reply
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
@@ -34,6 +35,23 @@ class SignedDocument(msgspec.Struct, frozen=True):
     raw: bytes
     signature: bytes
     key_id: str
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A document that is in force but not confirmed, how often it was tried, and how the site fared before it."""
+
+    signed: SignedDocument
+    attempts: int
+    before: Before
+
+
+class Signers(msgspec.Struct, frozen=True):
+    """Key id -> base64 key. `roots`: the settings' own when this was saved; under others it counts for nothing. `made`:
+    those that signed the documents in the store; `trusted`: those that may sign the next one."""
+
+    roots: dict[str, str]
+    made: dict[str, str]
+    trusted: dict[str, str]
 
 
 class TunnelPort(Protocol):
@@ -105,9 +123,29 @@ class ControllerPort(Protocol):
 class StorePort(Protocol):
     """What outlives a restart. Synchronous: small files, written, fsynced, renamed. A damaged file raises at load."""
 
-    def load_document(self) -> SignedDocument | None: ...
+    def load_document(self) -> SignedDocument | None:
+        """The last good document: the newest that was confirmed."""
 
     def save_document(self, document: SignedDocument) -> None: ...
+
+    def load_previous(self) -> SignedDocument | None:
+        """The good one before that."""
+
+    def save_previous(self, document: SignedDocument | None) -> None: ...
+
+    def load_pending(self) -> Pending | None:
+        """The document in force that was not confirmed yet."""
+
+    def save_pending(self, pending: Pending | None) -> None: ...
+
+    def load_rejections(self) -> tuple[Rejection, ...]:
+        """Documents that were given up for good, oldest first."""
+
+    def save_rejections(self, rejections: Sequence[Rejection]) -> None: ...
+
+    def load_signers(self) -> Signers | None: ...
+
+    def save_signers(self, signers: Signers) -> None: ...
 
     def load_order(self) -> tuple[int, int] | None:
         """The highest (epoch, version) ever accepted."""

@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.health import State, Track
 from cpe_agent.model.condition import Condition, Severity
+from cpe_agent.model.confirmation import Rejection
 from cpe_agent.model.dataplane import Bundle, Path
 from cpe_agent.model.document import Document
 
@@ -55,6 +56,19 @@ def conditions(
             reason = f"no path carries it; tried {', '.join(map(str, bundle.paths)) or 'none: no uplink is usable'}"
             found.append(Condition("BundleDown", bundle.name, reason, Severity.DOWN))
     return tuple(sorted(found, key=lambda condition: (condition.type, condition.subject)))
+
+
+def standing(pending: bool, missing: str, reverted: Rejection | None) -> tuple[Condition, ...]:
+    """How firmly the document in force stands. That one is on trial is no fault: it takes seconds, as a rule."""
+    found = []
+    if pending:
+        reason = f"not confirmed yet: {missing}" if missing else "in force, and confirmed in a few seconds"
+        found.append(Condition("DocumentPending", "", reason, Severity.DEGRADED if missing else Severity.OK))
+    if reverted is not None:
+        given_up = f"version {reverted.epoch}.{reverted.version} was given up for good: {reverted.reason}"
+        reason = f"{given_up}; mend the network and apply it again"
+        found.append(Condition("DocumentReverted", "", reason))
+    return tuple(found)
 
 
 def _path(path: Path, track: Track) -> Condition:

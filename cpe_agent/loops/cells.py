@@ -11,6 +11,7 @@ from cpe_agent.core.budget import Budget
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.model.condition import Condition
+from cpe_agent.model.confirmation import Rejection
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, Links
@@ -42,12 +43,21 @@ class TargetState(msgspec.Struct, frozen=True):
 
 
 class ControllerState(msgspec.Struct, frozen=True):
-    """When the controller was last heard (wall time), why not if not, the last document refused, and why
-    the last one accepted could not be stored."""
+    """When the controller was last heard (wall time), and why not if not."""
 
     last_contact: float | None = None
     error: str = ""
-    rejected: str = ""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How firmly the document in force stands. `pending`: it is on trial, and `missing` what it lacks still. `refused`:
+    what the controller offers instead and may not be obeyed. `reverted`: the newer one that was given up.
+    `store_error`: why a restart would not find all of this."""
+
+    pending: bool = False
+    missing: str = ""
+    refused: Rejection | None = None
+    reverted: Rejection | None = None
     store_error: str = ""
 
 
@@ -68,13 +78,14 @@ class Services(msgspec.Struct, frozen=True):
 
 
 class Cells:
-    """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
-    (loops.planning); charon, targets, duplicates (loops.reconcile); verdicts (loops.probing); path_mtus
-    (loops.pathmtu); active, moves (loops.steering); budgets (loops.metering); services (loops.services); taken_out
-    (loops.drill)."""
+    """One writer each: document, standing (loops.confirm); controller (loops.follow); links (loops.links); readiness
+    (loops.readiness); plan (loops.planning); charon, targets, duplicates (loops.reconcile); verdicts (loops.probing);
+    path_mtus (loops.pathmtu); active, moves (loops.steering); budgets (loops.metering); services (loops.services);
+    taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
+        self.standing: Cell[Standing] = Cell(Standing())
         self.controller: Cell[ControllerState] = Cell(ControllerState())
         self.links: Cell[Links | None] = Cell(None)
         self.readiness: Cell[Readiness | None] = Cell(None)

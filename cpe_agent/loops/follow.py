@@ -1,4 +1,4 @@
-"""What does the controller ask now? Loads the last good document, then follows the controller over any uplink.
+"""What does the controller ask now? Follows it over any uplink; loops.confirm judges what it offers.
 
 A document that is refused changes nothing: it is reported, and not fetched again until the controller has another one.
 Losing the controller changes nothing either. Every address of ours is tried, best uplink first, because the kernel's
@@ -9,24 +9,18 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Mapping
-from typing import TypeVar
+from contextlib import suppress
 
 import msgspec
 import trio
 
-from cpe_agent.core import obey
-from cpe_agent.core.obey import Clock
 from cpe_agent.core.uplinks import resolve
-from cpe_agent.core.wanted_tunnels import selectors
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells
-from cpe_agent.model.document import Document, DocumentError
-from cpe_agent.ports import ControllerPort, EdgeError, SignedDocument, StorePort
+from cpe_agent.loops.confirm import InForce
+from cpe_agent.ports import ControllerPort, EdgeError
 
 log = get_logger()
-
-T = TypeVar("T")
 
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
@@ -37,39 +31,14 @@ SETTLED_S = 30.0
 
 
 class Follower:
-    """Follows the controller; the one writer of the document and controller Cells."""
+    """Follows the controller; the one writer of the controller Cell."""
 
-    def __init__(
-        self, cells: Cells, port: ControllerPort, store: StorePort, site: str, bootstrap_keys: Mapping[str, str]
-    ) -> None:
+    def __init__(self, cells: Cells, port: ControllerPort, in_force: InForce) -> None:
         self._cells = cells
         self._port = port
-        self._store = store
-        self._site = site
-        self._bootstrap_keys = bootstrap_keys
+        self._in_force = in_force
         self._etag: str | None = None
-        self._highest: tuple[int, int] | None = None
-        self._clock_floor = 0.0
-        self._in_force = b""
-
-    def load(self) -> None:
-        """Put the last good document into force, if there is one and it still verifies."""
-        self._highest = self._stored(self._store.load_order)
-        self._clock_floor = self._stored(self._store.load_clock_floor) or 0.0
-        signed = self._stored(self._store.load_document)
-        if signed is None:
-            return
-        try:
-            keys = obey.signing_keys(None, self._bootstrap_keys)
-            obey.verify(signed.raw, signed.signature, signed.key_id, keys)
-            document = obey.obey(signed.raw, self._site, None, None, self._clock(), stored=True)
-        except DocumentError as error:
-            log.error("document_rejected", field=error.path, reason=f"stored: {error.reason}")
-            return
-        self._highest = max(self._highest or document.order, document.order)
-        self._in_force = signed.raw
-        self._cells.document.set(document)
-        log.info("document_loaded", epoch=document.epoch, version=document.version)
+        self._announced: tuple[int, int] | None = None
 
     async def run(self) -> None:
         """For ever."""
@@ -91,16 +60,27 @@ class Follower:
             wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
             await trio.sleep(max(wait, min(asked_to_wait_s, RETRY_AFTER_MAX_S)))
 
+    async def reach(self) -> bool:
+        """Does the controller answer a connection that is made now, over any address of ours?"""
+        for local_address in self._local_addresses():
+            with suppress(EdgeError):
+                await self._port.document(local_address, self._etag)
+                return True
+        return False
+
     async def _follow(self, local_address: str) -> None:
         """Fetch, then hold the stream of changes and fetch at each; returns only by `EdgeError`."""
         await self._fetch(local_address)
         async for order in self._port.changes(local_address):
             self._heard()
-            if order is not None and order != self._highest:
+            if order is None or self._in_force.given_up(order):
+                continue
+            self._announced = order
+            if order != self._in_force.highest:
                 await self._fetch(local_address)
-            elif order is not None:
+            else:
                 # The controller is back at what is in force here.
-                self._report_rejected("")
+                self._in_force.offered_in_force()
         raise EdgeError("controller", "changes", "the controller ended the stream")
 
     async def _fetch(self, local_address: str) -> None:
@@ -111,55 +91,7 @@ class Follower:
         if answer is None:
             return
         signed, self._etag = answer
-        self._consider(signed)
-
-    def _consider(self, signed: SignedDocument) -> None:
-        current = self._cells.document.value
-        try:
-            keys = obey.signing_keys(current, self._bootstrap_keys)
-            obey.verify(signed.raw, signed.signature, signed.key_id, keys)
-            if current is not None and self._in_force == signed.raw:
-                self._report_rejected("")
-                return
-            document = obey.obey(signed.raw, self._site, self._highest, current, self._clock())
-            # Bundles that contradict each other show only when they are compiled.
-            selectors(document)
-        except DocumentError as error:
-            self._report_rejected(str(error))
-            log.error("document_rejected", field=error.path, reason=error.reason)
-            return
-        self._accept(signed, document)
-
-    def _accept(self, signed: SignedDocument, document: Document) -> None:
-        self._clock_floor = max(self._clock_floor, document.issued_at.timestamp())
-        self._highest = document.order
-        self._in_force = signed.raw
-        try:
-            # After a crash in between, the stored document's own order counts as well (see `load`).
-            self._store.save_document(signed)
-            self._store.save_order(document.order)
-            self._store.save_clock_floor(self._clock_floor)
-        except EdgeError as error:
-            # A full disk is no reason to leave a removed pair open: obey now, and say that a restart would forget it.
-            log.error("store_failed", op=error.op, cause=error.cause)
-            self._update(store_error=error.cause)
-        else:
-            self._update(store_error="")
-        self._cells.document.set(document)
-        self._report_rejected("")
-        log.info("document_accepted", epoch=document.epoch, version=document.version)
-
-    def _stored(self, load: Callable[[], T]) -> T | None:
-        """What `load` finds; a damaged file is as good as none, and is written anew by the next save."""
-        try:
-            return load()
-        except EdgeError as error:
-            log.error("store_failed", op=error.op, cause=error.cause)
-            return None
-
-    def _clock(self) -> Clock:
-        now = time.time()
-        return Clock(max(now, self._clock_floor), trusted=now >= self._clock_floor)
+        self._in_force.consider(signed, self._announced)
 
     def _local_addresses(self) -> list[str]:
         document, links = self._cells.document.value, self._cells.links.value
@@ -177,9 +109,6 @@ class Follower:
         if not self._cells.controller.value.error:
             log.warning("controller_lost", op=error.op, cause=error.cause)
         self._update(error=f"{error.op}: {error.cause}")
-
-    def _report_rejected(self, reason: str) -> None:
-        self._update(rejected=reason)
 
     def _update(self, **changes: object) -> None:
         self._cells.controller.set(msgspec.structs.replace(self._cells.controller.value, **changes))

@@ -87,6 +87,7 @@ class Reporter:
             pair_packets=packets,
             pair_bytes=volumes,
             conditions=self._conditions(),
+            document_confirmed=not cells.standing.value.pending,
         )
 
     def _conditions(self) -> tuple[Condition, ...]:
@@ -101,9 +102,9 @@ class Reporter:
             now=now,
             obstacles=self._obstacles(plan),
             target_errors={name: state.error for name, state in cells.targets.value.items()}
-            | {"store": cells.controller.value.store_error},
+            | {"store": cells.standing.value.store_error},
             controller_error=cells.controller.value.error,
-            rejected=cells.controller.value.rejected,
+            rejected=refused.reason if (refused := cells.standing.value.refused) else "",
         )
         held = {(condition.type, condition.subject): condition for condition in found}
         for key in [key for key in self._since if key not in held]:
@@ -116,12 +117,14 @@ class Reporter:
         return tuple(msgspec.structs.replace(c, since=self._since[key]) for key, c in sorted(held.items()))
 
     def _obstacles(self, plan: Plan | None) -> tuple[Condition, ...]:
-        """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs."""
-        readiness = self._cells.readiness.value
+        """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs, by
+        a document on trial or given up."""
+        readiness, standing = self._cells.readiness.value, self._cells.standing.value
         return (
             *(plan.conditions if plan else ()),
             *(readiness.conditions if readiness else ()),
             *self._cells.duplicates.value,
+            *conditions.standing(standing.pending, standing.missing, standing.reverted),
         )
 
     async def _counters(self, document: Document | None) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:

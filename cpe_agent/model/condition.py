@@ -98,6 +98,15 @@ class DrainAnswer(msgspec.Struct, frozen=True):
     warning: str = ""
 
 
+class RollbackAnswer(msgspec.Struct, frozen=True):
+    """What became of `rollback`: the (epoch, version) that was left and the one that is in force now. `warning`: what
+    the operator must know, or ""."""
+
+    left: tuple[int, int]
+    in_force: tuple[int, int]
+    warning: str = ""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The whole report. Times are wall time in seconds."""
 
@@ -121,6 +130,7 @@ class Status(msgspec.Struct, frozen=True):
     pair_packets: dict[str, int]
     pair_bytes: dict[str, int]
     conditions: tuple[Condition, ...]
+    document_confirmed: bool = True
 
     @property
     def severity(self) -> Severity:

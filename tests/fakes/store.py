@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from cpe_agent.ports import EdgeError, SignedDocument
+from collections.abc import Sequence
+
+from cpe_agent.model.confirmation import Rejection
+from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers
 
 
 class FakeStore:
@@ -10,6 +13,10 @@ class FakeStore:
 
     def __init__(self) -> None:
         self.document: SignedDocument | None = None
+        self.previous: SignedDocument | None = None
+        self.pending: Pending | None = None
+        self.rejections: tuple[Rejection, ...] = ()
+        self.signers: Signers | None = None
         self.order: tuple[int, int] | None = None
         self.clock_floor_s = 0.0
         self.drained = False
@@ -21,6 +28,34 @@ class FakeStore:
     def save_document(self, document: SignedDocument) -> None:
         self._refuse()
         self.document = document
+
+    def load_previous(self) -> SignedDocument | None:
+        return self.previous
+
+    def save_previous(self, document: SignedDocument | None) -> None:
+        self._refuse()
+        self.previous = document
+
+    def load_pending(self) -> Pending | None:
+        return self.pending
+
+    def save_pending(self, pending: Pending | None) -> None:
+        self._refuse()
+        self.pending = pending
+
+    def load_rejections(self) -> tuple[Rejection, ...]:
+        return self.rejections
+
+    def save_rejections(self, rejections: Sequence[Rejection]) -> None:
+        self._refuse()
+        self.rejections = tuple(rejections)
+
+    def load_signers(self) -> Signers | None:
+        return self.signers
+
+    def save_signers(self, signers: Signers) -> None:
+        self._refuse()
+        self.signers = signers
 
     def load_order(self) -> tuple[int, int] | None:
         return self.order

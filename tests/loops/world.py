@@ -14,6 +14,7 @@ import trio
 
 from cpe_agent.core.compile import Site
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.planning import keep_plan
@@ -163,11 +164,12 @@ class Agent:
         self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
         self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.firewall, world.store)
-        self._follower = Follower(self.cells, world.controller, world.store, world.site, {KEY_ID: PUBLIC})
+        self.in_force = InForce(self.cells, world.store, world.site, {KEY_ID: PUBLIC}, self.probing.tracks)
+        self._follower = Follower(self.cells, world.controller, self.in_force)
 
     async def run(self) -> None:
         self.readiness.load()
-        self._follower.load()
+        self.in_force.load()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_links, self.cells, self.world.routes, self.reconciler.bell)
             nursery.start_soon(self.readiness.run)
@@ -178,6 +180,7 @@ class Agent:
             nursery.start_soon(self.reporter.run)
             await self.reconciler.firewall_seen_to.wait()
             nursery.start_soon(self._follower.run)
+            nursery.start_soon(self.in_force.run, self._follower.reach)
 
     async def status(self) -> Status:
         return await self.reporter.status()
