@@ -20,17 +20,21 @@ from cpe_agent.core.preview import Preview, preview
 from cpe_agent.core.verify import verify as find_differences
 from cpe_agent.core.wanted_ruleset import pair_elements
 from cpe_agent.edge import ipsec
+from cpe_agent.edge.box import box
 from cpe_agent.edge.charon import CharonTunnels
 from cpe_agent.edge.control import ask, serve_control
 from cpe_agent.edge.controller import HttpsController
 from cpe_agent.edge.identity import load_identity
 from cpe_agent.edge.metrics import serve_metrics
+from cpe_agent.edge.names import Names
 from cpe_agent.edge.netlink import Netlink
 from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.prober import IcmpProber
 from cpe_agent.edge.store import FileStore
 from cpe_agent.log import configure, get_logger
+from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
@@ -197,13 +201,18 @@ async def _live(settings: Settings) -> None:
     charon = CharonTunnels(
         settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend
     )
-    controller = HttpsController(settings.controllers, settings.ca, settings.certificate, settings.key)
+    clock = FlooredClock(store)
+    clock.load()
+    controller = HttpsController(
+        settings.controllers, settings.ca, settings.certificate, settings.key, names=Names(store), now=clock.now_s
+    )
     readiness = ReadinessKeeper(cells, lan_prober, firewall, store)
     probing = Probing(cells, prober)
-    in_force = InForce(cells, store, settings.site, _keys(settings), probing.tracks)
+    in_force = InForce(cells, store, clock, settings.site, _keys(settings), probing.tracks)
     follower = Follower(cells, controller, in_force)
     reconciler = Reconciler(cells, firewall, netlink, charon, backend)
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
+    announcer = Announcer(cells, controller, reporter, box(store), follower.ways)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
     readiness.load()
     in_force.load()
@@ -223,6 +232,8 @@ async def _live(settings: Settings) -> None:
         await reconciler.firewall_seen_to.wait()
         nursery.start_soon(follower.run)
         nursery.start_soon(in_force.run, follower.reach)
+        nursery.start_soon(announcer.run)
+        nursery.start_soon(clock.run, cells)
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, reporter.status)
     in_force.stopped()

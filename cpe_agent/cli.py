@@ -19,7 +19,7 @@ import msgspec
 
 from cpe_agent import __version__, app
 from cpe_agent.listing import render_preview, render_verification
-from cpe_agent.model.condition import DrainAnswer, Severity
+from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity
 from cpe_agent.model.document import MAX_BYTES, DocumentError
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
@@ -30,6 +30,8 @@ EXIT_CODES = {Severity.OK: 0, Severity.DEGRADED: 1, Severity.DOWN: 2}
 NOT_RUNNING = 3
 # What `verify` says to a script.
 IN_SYNC, DIFFERS, NOT_VERIFIED = 0, 1, 3
+# What `rollback` says when there is no document before the one in force.
+NOTHING_BEFORE = 1
 # Apart from those, so that a script does not take a misspelt option for a broken site: sysexits.h has the numbers.
 USAGE = 64
 BAD_DATA = 65
@@ -67,6 +69,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _printed(lambda: _verify(configured, asked.json))
     if asked.command in ("drain", "undrain"):
         return _drain(configured, asked.command == "drain", asked.json)
+    if asked.command == "rollback":
+        return _rollback(configured, asked.json)
     if asked.command == "plan":
         return _printed(lambda: _plan(configured, asked.file, asked.json))
     return _status(configured, asked.json, asked.watch)
@@ -112,6 +116,13 @@ def _parser() -> argparse.ArgumentParser:
             name, parents=[common], help=words, epilog="Exits 0 also if nothing changed, 3 if no agent is running."
         )
         drain.add_argument("--json", action="store_true", help="for programs")
+    rollback = commands.add_parser(
+        "rollback",
+        parents=[common],
+        help="back to the document before, until the controller has a newer one than ever",
+        epilog="Exits 0 when it is in force, 1 if there is none to go back to, 3 if no agent is running.",
+    )
+    rollback.add_argument("--json", action="store_true", help="for programs")
     commands.add_parser("version", parents=[common], help="print the version")
     return parser
 
@@ -177,6 +188,24 @@ def _drain_words(answer: DrainAnswer) -> str:
         lines += [f"In the way: {reason}." for reason in answer.in_the_way]
     if answer.warning:
         lines.append(f"Warning: {answer.warning}.")
+    return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
+
+
+def _rollback(configured: Settings, as_json: bool) -> int:
+    try:
+        answer = app.rollback(configured)
+    except EdgeError as error:
+        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING, "rollback": NOTHING_BEFORE}
+        return _failed(error.cause, code.get(error.op, UNAVAILABLE))
+    return _printed(lambda: (0, _json(answer) if as_json else _rollback_words(answer)))
+
+
+def _rollback_words(answer: RollbackAnswer) -> str:
+    left, in_force = (".".join(map(str, order)) for order in (answer.left, answer.in_force))
+    lines = [f"Document {in_force} is in force again, and {left} is given up here."]
+    lines.append("Peers that it had removed stay away. The next newer document of the controller is obeyed again.")
+    if answer.warning:
+        lines.append(f"Warning: a restart of the agent would forget it: {answer.warning}.")
     return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
 
 

@@ -25,6 +25,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "agent_stopped": "The agent ends as it was told to. Tunnels and rules stay.",
         "controller_connected": "The controller answers, and tells of changes.",
         "controller_lost": "The controller does not answer any more. The network runs without it.",
+        "controller_polled": "Something between here and the controller cuts streams: changes are polled for instead.",
         "document_loaded": "The last good document was read from the disk and verified.",
         "document_accepted": "A document is obeyed from now on.",
         "document_confirmed": "All that worked before works under the new document too; it is the last good one now.",

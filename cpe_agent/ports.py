@@ -7,7 +7,7 @@ adding what is there and deleting what is not are no errors (but for set element
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -16,6 +16,7 @@ from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.dataplane import Routes, Ruleset
 from cpe_agent.model.observed import Charon, CharonEvent, Links, Reply
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
+from cpe_agent.model.site_report import SiteReport
 
 
 class EdgeError(Exception):
@@ -119,6 +120,15 @@ class ControllerPort(Protocol):
     def changes(self, local_address: str) -> AsyncIterator[tuple[int, int] | None]:
         """(epoch, version) served now, then at each change; None for a heartbeat. Raises when it falls silent."""
 
+    async def poll(self, local_address: str, after: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The same, one at a time: answered at once when what is served is not `after`, else after some seconds."""
+
+    async def report(self, local_address: str, report: SiteReport) -> None:
+        """Tell the controller how this site fares."""
+
+    def use(self, base_urls: Sequence[str]) -> None:
+        """These are the controller's addresses from now on; those of the settings stay as the last resort."""
+
 
 class StorePort(Protocol):
     """What outlives a restart. Synchronous: small files, written, fsynced, renamed. A damaged file raises at load."""
@@ -155,6 +165,16 @@ class StorePort(Protocol):
     def load_clock_floor(self) -> float: ...
 
     def save_clock_floor(self, wall_s: float) -> None: ...
+
+    def load_instance(self) -> str:
+        """The name that this box has given itself at its first start; "" before that."""
+
+    def save_instance(self, instance: str) -> None: ...
+
+    def load_addresses(self) -> Mapping[str, tuple[str, ...]]:
+        """Host name of a controller -> the addresses that the DNS gave for it last."""
+
+    def save_addresses(self, addresses: Mapping[str, tuple[str, ...]]) -> None: ...
 
     def load_drained(self) -> bool:
         """Whether an operator has drained this hub and not undrained it."""

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
@@ -31,6 +31,8 @@ PREVIOUS = "document-previous"
 PENDING = "document-pending"
 REJECTIONS = "rejected.json"
 SIGNERS = "signers.json"
+ADDRESSES = "controller-addresses.json"
+INSTANCE = "instance.json"
 ORDER = "order.json"
 CLOCK_FLOOR = "clock-floor.json"
 DRAINED = "drained.json"
@@ -67,6 +69,10 @@ class _ClockFloor(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Drained(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     drained: bool
+
+
+class _Instance(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    instance: str
 
 
 class FileStore:
@@ -139,6 +145,20 @@ class FileStore:
 
     def save_clock_floor(self, wall_s: float) -> None:
         self._write(CLOCK_FLOOR, msgspec.json.encode(_ClockFloor(wall_s)) + b"\n")
+
+    def load_instance(self) -> str:
+        content = self._read(INSTANCE, HEADER_MAX_BYTES)
+        return "" if content is None else self._decode(INSTANCE, content, _Instance).instance
+
+    def save_instance(self, instance: str) -> None:
+        self._write(INSTANCE, msgspec.json.encode(_Instance(instance)) + b"\n")
+
+    def load_addresses(self) -> Mapping[str, tuple[str, ...]]:
+        content = self._read(ADDRESSES, LIST_MAX_BYTES)
+        return {} if content is None else self._decode(ADDRESSES, content, dict[str, tuple[str, ...]])
+
+    def save_addresses(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
+        self._write(ADDRESSES, msgspec.json.encode(dict(addresses)) + b"\n")
 
     def load_drained(self) -> bool:
         """Whether an operator has drained this hub; False if it was never said."""

@@ -50,10 +50,11 @@ class ControllerState(msgspec.Struct, frozen=True):
 
 
 class Standing(msgspec.Struct, frozen=True):
-    """How firmly the document in force stands. `pending`: it is on trial, and `missing` what it lacks still. `refused`:
-    what the controller offers instead and may not be obeyed. `reverted`: the newer one that was given up.
-    `store_error`: why a restart would not find all of this."""
+    """How firmly the document in force stands. `since`: when it was put in force (wall time). `pending`: it is on
+    trial, and `missing` what it lacks still. `refused`: what the controller offers instead and may not be obeyed.
+    `reverted`: the newer one that was given up. `store_error`: why a restart would not find all of this."""
 
+    since: float = 0.0
     pending: bool = False
     missing: str = ""
     refused: Rejection | None = None

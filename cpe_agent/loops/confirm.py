@@ -23,6 +23,7 @@ from cpe_agent.core.wanted_tunnels import selectors
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, TargetState
+from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.stored import Kept, digest, read_stored
 from cpe_agent.model.condition import RollbackAnswer
 from cpe_agent.model.confirmation import Before, Rejection
@@ -50,10 +51,17 @@ class InForce:
     """Takes documents up, keeps them or gives them up."""
 
     def __init__(
-        self, cells: Cells, store: StorePort, site: str, roots: Mapping[str, str], tracks: Mapping[Path, Track]
+        self,
+        cells: Cells,
+        store: StorePort,
+        clock: FlooredClock,
+        site: str,
+        roots: Mapping[str, str],
+        tracks: Mapping[Path, Track],
     ) -> None:
         self._cells = cells
         self._store = store
+        self._clock = clock
         self._site = site
         self._roots = dict(roots)
         self._tracks = tracks
@@ -67,7 +75,6 @@ class InForce:
         self._trusted: dict[str, str] = {}
         self._made: dict[str, str] = {}
         self._highest: tuple[int, int] | None = None
-        self._clock_floor = 0.0
         # What the targets held when the document was taken up: what is the same object since has not been looked at.
         self._targets_then: Mapping[str, TargetState] = {}
         self._reached: Trial | None = None
@@ -82,7 +89,6 @@ class InForce:
     def load(self) -> None:
         """Put into force what was in force last, if it still verifies and was not tried in vain."""
         self._highest = self._stored(self._store.load_order)
-        self._clock_floor = self._stored(self._store.load_clock_floor) or 0.0
         stored = read_stored(self._store, self._site, self._roots)
         for trouble in stored.troubles:
             self._tell(trouble)
@@ -118,7 +124,9 @@ class InForce:
                 return
             if any(rejection.sha256 == sha256 for rejection in self._rejections):
                 return  # it was given up for good, and the condition says so
-            document = obey.obey(signed.raw, self._site, self._not_newer(), self._cells.document.value, self._clock())
+            document = obey.obey(
+                signed.raw, self._site, self._not_newer(), self._cells.document.value, self._clock.now()
+            )
             # Bundles that contradict each other show only when they are compiled.
             selectors(document)
         except DocumentError as error:
@@ -179,7 +187,6 @@ class InForce:
         self._wake_at = decision.wake_at
         self._made[kept.signed.key_id] = (self._trusted or self._roots)[kept.signed.key_id]
         self._trusted = obey.signing_keys(document, self._trusted or self._roots)
-        self._clock_floor = max(self._clock_floor, document.issued_at.timestamp())
         self._highest = document.order
         self._current = kept
         self._attempts = 1
@@ -187,7 +194,7 @@ class InForce:
         self._save("signers", self._save_signers)
         self._save_pending()
         self._save("order", lambda: self._store.save_order(document.order))
-        self._save("clock floor", lambda: self._store.save_clock_floor(self._clock_floor))
+        self._save("clock floor", lambda: self._clock.lift(document.issued_at.timestamp()))
         self._put_in_force(document)
         self._set_standing(refused=None)
         log.info("document_accepted", epoch=document.epoch, version=document.version)
@@ -195,7 +202,7 @@ class InForce:
     def _put_in_force(self, document: Document) -> None:
         self._targets_then = dict(self._cells.targets.value)
         self._cells.document.set(document)
-        self._set_standing()
+        self._set_standing(since=time.time())
         self._bell.ring("document")
 
     def _before(self) -> Before:
@@ -328,10 +335,6 @@ class InForce:
         if highest is None or highest == (self._current.document.order if self._current else None):
             return highest
         return highest if self.given_up(highest) else (highest[0], highest[1] - 1)
-
-    def _clock(self) -> obey.Clock:
-        now = time.time()
-        return obey.Clock(max(now, self._clock_floor), trusted=now >= self._clock_floor)
 
     def _set_standing(self, **changes: object) -> None:
         document, trial = self._cells.document.value, self._trial

@@ -7,9 +7,9 @@ own default route may lead into a link that is up and dead.
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from contextlib import suppress
 
 import msgspec
 import trio
@@ -28,6 +28,12 @@ RETRY_MAX_S = 30.0
 RETRY_AFTER_MAX_S = 600.0
 # A held stream that has lived this long was a good one: the next failure starts from the shortest wait.
 SETTLED_S = 30.0
+# Heartbeats come every 10 s: a stream with so many lines came through.
+GOOD_LINES = 4
+# After so many that did not in a row, changes are polled for,
+CUTS_MAX = 3
+# for so long; then a stream is tried once more.
+POLLING_S = 1800.0
 
 
 class Follower:
@@ -39,6 +45,8 @@ class Follower:
         self._in_force = in_force
         self._etag: str | None = None
         self._announced: tuple[int, int] | None = None
+        self._cuts = 0
+        self._polls_until = -math.inf
 
     async def run(self) -> None:
         """For ever."""
@@ -62,26 +70,59 @@ class Follower:
 
     async def reach(self) -> bool:
         """Does the controller answer a connection that is made now, over any address of ours?"""
-        for local_address in self._local_addresses():
-            with suppress(EdgeError):
+        for local_address in self.ways():
+            try:
                 await self._port.document(local_address, self._etag)
-                return True
+            except EdgeError as error:
+                # One that answers with an error is reached all the same.
+                if not getattr(error, "answered", False):
+                    continue
+            return True
         return False
+
+    def ways(self) -> list[str]:
+        """Our addresses to reach the controller from, best first; the kernel's own choice ("") last."""
+        return self._local_addresses()
 
     async def _follow(self, local_address: str) -> None:
         """Fetch, then hold the stream of changes and fetch at each; returns only by `EdgeError`."""
+        document = self._cells.document.value
+        if document is not None and document.controllers:
+            self._port.use(document.controllers)
         await self._fetch(local_address)
-        async for order in self._port.changes(local_address):
-            self._heard()
-            if order is None or self._in_force.given_up(order):
-                continue
-            self._announced = order
-            if order != self._in_force.highest:
-                await self._fetch(local_address)
-            else:
-                # The controller is back at what is in force here.
-                self._in_force.offered_in_force()
-        raise EdgeError("controller", "changes", "the controller ended the stream")
+        if trio.current_time() < self._polls_until:
+            while trio.current_time() < self._polls_until:
+                await self._hear(local_address, await self._port.poll(local_address, self._announced))
+            # The controller is asked for a stream again.
+            self._cuts = CUTS_MAX - 1
+        lines = 0
+        try:
+            async for order in self._port.changes(local_address):
+                lines += 1
+                await self._hear(local_address, order)
+            raise EdgeError("controller", "changes", "the controller ended the stream")
+        except EdgeError as error:
+            if error.op == "changes":
+                self._stream_ended(lines)
+            raise
+
+    async def _hear(self, local_address: str, order: tuple[int, int] | None) -> None:
+        self._heard()
+        if order is None or self._in_force.given_up(order):
+            return
+        self._announced = order
+        if order != self._in_force.highest:
+            await self._fetch(local_address)
+        else:
+            # The controller is back at what is in force here.
+            self._in_force.offered_in_force()
+
+    def _stream_ended(self, lines: int) -> None:
+        """A stream whose lines do not come through, again and again, although documents do, is somebody's proxy."""
+        self._cuts = 0 if lines >= GOOD_LINES else self._cuts + 1
+        if self._cuts >= CUTS_MAX:
+            self._polls_until = trio.current_time() + POLLING_S
+            log.info("controller_polled", reason=f"its stream of changes was cut {self._cuts} times in a row")
 
     async def _fetch(self, local_address: str) -> None:
         answer = await self._port.document(local_address, self._etag)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 import trio
 
 from cpe_agent import __version__
 from cpe_agent.core import conditions
+from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.tunnels import carrying
 from cpe_agent.core.uplinks import resolve
@@ -89,6 +91,15 @@ class Reporter:
             conditions=self._conditions(),
             document_confirmed=not cells.standing.value.pending,
         )
+
+    @property
+    def tracks(self) -> Mapping[Path, Track]:
+        """How each path fares."""
+        return self._probing.tracks
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Those that hold now, and since when."""
+        return self._conditions()
 
     def _conditions(self) -> tuple[Condition, ...]:
         cells = self._cells

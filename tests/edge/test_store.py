@@ -11,7 +11,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpe_agent.edge.store import CLOCK_FLOOR, DOCUMENT, ORDER, PENDING, PREVIOUS, REJECTIONS, SIGNERS, FileStore
+from cpe_agent.edge.store import (
+    ADDRESSES,
+    CLOCK_FLOOR,
+    DOCUMENT,
+    INSTANCE,
+    ORDER,
+    PENDING,
+    PREVIOUS,
+    REJECTIONS,
+    SIGNERS,
+    FileStore,
+)
 from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers, StorePort
 from tests.fakes.store import FakeStore
@@ -71,6 +82,17 @@ class TestContract:
             restart().save_previous(None)
         assert restart().load_pending() is None and restart().load_previous() is None
 
+    def test_a_box_keeps_its_name(self, restart: Restart) -> None:
+        assert restart().load_instance() == ""
+        restart().save_instance("6f1c1a52")
+        assert restart().load_instance() == "6f1c1a52"
+
+    def test_addresses_outlive_a_restart(self, restart: Restart) -> None:
+        assert restart().load_addresses() == {}
+        addresses = {"controller.example": ("192.0.2.1", "2001:db8::1")}
+        restart().save_addresses(addresses)
+        assert restart().load_addresses() == addresses
+
     def test_a_hub_may_have_had_thousands_of_healthy_branches(self, restart: Restart) -> None:
         names = frozenset(f"a-branch-with-quite-a-long-name-{n}" for n in range(10_000))
         restart().save_pending(Pending(SIGNED, 1, Before(names)))
@@ -103,6 +125,8 @@ def full(state_dir: Path) -> FileStore:
     store.save_previous(SIGNED)
     store.save_rejections([Rejection(1, 2, "no")])
     store.save_signers(Signers({}, {}, {}))
+    store.save_addresses({})
+    store.save_instance("one")
     return store
 
 
@@ -114,6 +138,8 @@ LOADERS: dict[str, Callable[[FileStore], object]] = {
     PREVIOUS: FileStore.load_previous,
     REJECTIONS: FileStore.load_rejections,
     SIGNERS: FileStore.load_signers,
+    ADDRESSES: FileStore.load_addresses,
+    INSTANCE: FileStore.load_instance,
 }
 WHOLE_DOCUMENTS = (DOCUMENT, PENDING, PREVIOUS)
 
@@ -142,6 +168,8 @@ def test_damage_is_told_from_absence_and_mended_by_saving(full: FileStore, state
     full.save_previous(OTHER)
     full.save_rejections([])
     full.save_signers(Signers({}, {}, {}))
+    full.save_addresses({})
+    full.save_instance("two")
     for load in LOADERS.values():
         load(full)
     assert (full.load_document(), full.load_order(), full.load_clock_floor()) == (OTHER, (5, 1), 2.5)

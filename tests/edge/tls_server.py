@@ -20,6 +20,7 @@ class Request:
     path: str
     headers: dict[str, str]
     peer: str
+    body: bytes = b""
 
 
 @dataclass
@@ -60,9 +61,12 @@ async def serve(nursery: trio.Nursery, ca: Path, certificate: Path, key: Path, a
                 if not chunk:
                     return
                 head += chunk
-            first, *rest = head.decode().split("\r\n\r\n")[0].split("\r\n")
+            head, _, body = head.partition(b"\r\n\r\n")
+            first, *rest = head.decode().split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
-            server.requests.append(Request(first.split(" ")[1], headers, tcp.socket.getpeername()[0]))
+            while len(body) < int(headers.get("content-length", 0)):
+                body += await stream.receive_some(4096)
+            server.requests.append(Request(first.split(" ")[1], headers, tcp.socket.getpeername()[0], body))
             await server.answer(stream)
         except (trio.BrokenResourceError, ssl.SSLError):
             pass  # the client went away, or did not like us

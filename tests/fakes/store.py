@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from cpe_agent.model.confirmation import Rejection
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers
@@ -17,6 +17,8 @@ class FakeStore:
         self.pending: Pending | None = None
         self.rejections: tuple[Rejection, ...] = ()
         self.signers: Signers | None = None
+        self.addresses: dict[str, tuple[str, ...]] = {}
+        self.instance = ""
         self.order: tuple[int, int] | None = None
         self.clock_floor_s = 0.0
         self.drained = False
@@ -70,6 +72,20 @@ class FakeStore:
     def save_clock_floor(self, wall_s: float) -> None:
         self._refuse()
         self.clock_floor_s = wall_s
+
+    def load_instance(self) -> str:
+        return self.instance
+
+    def save_instance(self, instance: str) -> None:
+        self._refuse()
+        self.instance = instance
+
+    def load_addresses(self) -> Mapping[str, tuple[str, ...]]:
+        return self.addresses
+
+    def save_addresses(self, addresses: Mapping[str, tuple[str, ...]]) -> None:
+        self._refuse()
+        self.addresses = dict(addresses)
 
     def load_drained(self) -> bool:
         return self.drained

@@ -13,7 +13,9 @@ import structlog
 import trio
 
 from cpe_agent.core.compile import Site
+from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
@@ -28,6 +30,7 @@ from cpe_agent.model.dataplane import Backend, Routes, Ruleset, stem_of
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import IkeSa, Link, LinkAddress
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
+from cpe_agent.model.site_report import Box
 from tests.fakes.charon import Answer, FakeCharon
 from tests.fakes.controller import FakeController
 from tests.fakes.firewall import FirewallFake
@@ -40,6 +43,7 @@ from tests.loops.story import Noted, Story, told_route_op, told_rules, told_tunn
 RTT_S = {"wired": 0.02, "lte": 0.05}
 PATH_ADDRESSES = {"10.255.101.2": "wired", "10.255.101.3": "lte"}
 HUBS = (CENTRE, CLOUD)
+BOX = Box("6f1c1a52-0000-4000-8000-000000000001", "boot-1")
 # Far more than any burst of events takes.
 STEPS_AT_ONCE = 100_000
 TUNNEL_DEVICE = Backend.USERLAND.device
@@ -164,11 +168,14 @@ class Agent:
         self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
         self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.firewall, world.store)
-        self.in_force = InForce(self.cells, world.store, world.site, {KEY_ID: PUBLIC}, self.probing.tracks)
-        self._follower = Follower(self.cells, world.controller, self.in_force)
+        self.clock = FlooredClock(world.store)
+        self.in_force = InForce(self.cells, world.store, self.clock, world.site, {KEY_ID: PUBLIC}, self.probing.tracks)
+        self.follower = Follower(self.cells, world.controller, self.in_force)
+        self.announcer = Announcer(self.cells, world.controller, self.reporter, BOX, self.follower.ways)
 
     async def run(self) -> None:
         self.readiness.load()
+        self.clock.load()
         self.in_force.load()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_links, self.cells, self.world.routes, self.reconciler.bell)
@@ -179,8 +186,10 @@ class Agent:
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.reporter.run)
             await self.reconciler.firewall_seen_to.wait()
-            nursery.start_soon(self._follower.run)
-            nursery.start_soon(self.in_force.run, self._follower.reach)
+            nursery.start_soon(self.follower.run)
+            nursery.start_soon(self.announcer.run)
+            nursery.start_soon(self.clock.run, self.cells)
+            nursery.start_soon(self.in_force.run, self.follower.reach)
 
     async def status(self) -> Status:
         return await self.reporter.status()
