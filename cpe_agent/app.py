@@ -1,4 +1,4 @@
-"""Which edges and loops make the daemon? The composition root: nothing else imports the edges.
+"""Which edges and loops make the daemon? The composition root: with newcomer, nothing else imports the edges.
 
 `run` is the whole life of the daemon: build the edges, load the last good document, start the loops, stop on SIGTERM.
 The data plane stays when the daemon goes: tunnels, rules and routes belong to the kernel and charon, and are adopted.
@@ -7,13 +7,13 @@ The data plane stays when the daemon goes: tunnels, rules and routes belong to t
 from __future__ import annotations
 
 import functools
-import signal
 
 import msgspec
 import trio
 
 from cpe_agent import __version__
 from cpe_agent.core import obey
+from cpe_agent.core.certificate import Life
 from cpe_agent.core.compile import Site
 from cpe_agent.core.expected import expected
 from cpe_agent.core.preview import Preview, preview
@@ -24,7 +24,8 @@ from cpe_agent.edge.box import box
 from cpe_agent.edge.charon import CharonTunnels
 from cpe_agent.edge.control import ask, serve_control
 from cpe_agent.edge.controller import HttpsController
-from cpe_agent.edge.identity import load_identity
+from cpe_agent.edge.credentials import Credentials
+from cpe_agent.edge.identity import Identity, load_identity
 from cpe_agent.edge.metrics import serve_metrics
 from cpe_agent.edge.names import Names
 from cpe_agent.edge.netlink import Netlink
@@ -43,6 +44,7 @@ from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.probing import Probing
 from cpe_agent.loops.readiness import ReadinessKeeper
 from cpe_agent.loops.reconcile import Reconciler
+from cpe_agent.loops.renew import Renewer
 from cpe_agent.loops.report import Reporter
 from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.loops.stored import read_stored
@@ -52,18 +54,17 @@ from cpe_agent.model.difference import Verification
 from cpe_agent.model.document import Document, DocumentError
 from cpe_agent.model.document_check import decode
 from cpe_agent.model.observed import Charon, Link, Links
+from cpe_agent.newcomer import CONTROL_SOCKET, already, enrolled, stop_on_signal
 from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings
 
 log = get_logger()
 
-CONTROL_SOCKET = "control.sock"
-
 
 def run(settings: Settings) -> int:
     """Live until SIGTERM or SIGINT. Raises `EdgeError` when identity or kernel make a start impossible."""
     configure(settings.log, settings.log_level)
-    trio.run(_live, settings)
+    trio.run(_run, settings)
     return 0
 
 
@@ -111,6 +112,7 @@ def verify(settings: Settings) -> Verification:
 
     Raises `NoDocument`, and `EdgeError` if kernel or credentials cannot be read.
     """
+    settings = settled(settings)
     document = stored_document(settings)
     return compare(document, trio.run(look, settings))
 
@@ -133,6 +135,7 @@ def compare(document: Document, living: Living) -> Verification:
 def plan(settings: Settings, candidate: bytes | None) -> Preview:
     """What the next pass would change or, with `candidate` (a document; nobody needs to have signed it), what would
     change if it were put in force. Raises `DocumentError`, and what `verify` raises."""
+    settings = settled(settings)
     old: Document | None
     if candidate is None:
         document = old = stored_document(settings)
@@ -158,6 +161,19 @@ def plan(settings: Settings, candidate: bytes | None) -> Preview:
     return Preview(settings.site, document.epoch, document.version, len(operations), operations, tuple(notes))
 
 
+def settled(settings: Settings) -> Settings:
+    """With what this box was told when it was enrolled. Raises `NoDocument` if it never was."""
+    if not settings.enrols:
+        return settings
+    try:
+        enrolment = FileStore(settings.state_dir).load_enrolment()
+    except EdgeError as error:
+        raise NoDocument(error.cause) from None
+    if enrolment is None:
+        raise NoDocument("this box belongs to no site yet: run `cpe-agent enroll TOKEN`")
+    return settings.enrolled(enrolment)
+
+
 def stored_document(settings: Settings) -> Document:
     """The document in force by what is on the disk, verified again. Raises `NoDocument`."""
     stored = read_stored(FileStore(settings.state_dir), settings.site, _keys(settings))
@@ -175,9 +191,7 @@ async def look(settings: Settings) -> Living:
     """Read the kernel and charon themselves. Raises `EdgeError`, but for a charon that does not answer."""
     identity = load_identity(settings.certificate, settings.key)
     backend = ipsec.resolve(settings.backend)
-    charon = CharonTunnels(
-        settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend
-    )
+    charon = CharonTunnels(settings.vici_socket, identity.chain_pem, identity.key_pem, _read_ca(settings), backend)
     netlink = Netlink()
     links, ruleset, routes = await netlink.links(), await NftablesFirewall().read(), await netlink.read()
     strangers = await netlink.strangers()
@@ -191,6 +205,15 @@ async def look(settings: Settings) -> Living:
     return Living(backend, identity.name, links, ruleset, routes, strangers, held, why, _drained(settings))
 
 
+async def _run(settings: Settings) -> None:
+    if settings.enrols:
+        enrolment = await enrolled(settings)
+        if enrolment is None:
+            return
+        settings = settings.enrolled(enrolment)
+    await _live(settings)
+
+
 async def _live(settings: Settings) -> None:
     identity = load_identity(settings.certificate, settings.key)
     backend = ipsec.resolve(settings.backend)
@@ -198,9 +221,7 @@ async def _live(settings: Settings) -> None:
     firewall, netlink, prober, lan_prober = NftablesFirewall(), Netlink(), IcmpProber(), IcmpProber()
     store = FileStore(settings.state_dir)
     mtu_prober = IcmpProber(whole=True)
-    charon = CharonTunnels(
-        settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend
-    )
+    charon = CharonTunnels(settings.vici_socket, identity.chain_pem, identity.key_pem, _read_ca(settings), backend)
     clock = FlooredClock(store)
     clock.load()
     controller = HttpsController(
@@ -212,12 +233,22 @@ async def _live(settings: Settings) -> None:
     follower = Follower(cells, controller, in_force)
     reconciler = Reconciler(cells, firewall, netlink, charon, backend)
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
+    cells.certificate.set(_life(identity))
+
+    def renewed() -> Life:
+        fresh = load_identity(settings.certificate, settings.key)
+        charon.use_credentials(fresh.chain_pem, fresh.key_pem, _read_ca(settings))
+        reconciler.tunnels_bell.ring("credentials")
+        return _life(fresh)
+
+    credentials = Credentials(settings.state_dir) if settings.enrols else None
+    renewer = Renewer(cells, controller, credentials, clock, renewed, follower.ways)
     announcer = Announcer(cells, controller, reporter, box(store), follower.ways)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
     readiness.load()
     in_force.load()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         # First of all: it holds the lock, and of two agents the second must not have touched anything.
         answer = functools.partial(_answer, reporter, readiness, in_force)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
@@ -234,6 +265,7 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(in_force.run, follower.reach)
         nursery.start_soon(announcer.run)
         nursery.start_soon(clock.run, cells)
+        nursery.start_soon(renewer.run)
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, reporter.status)
     in_force.stopped()
@@ -253,13 +285,9 @@ async def _answer(reporter: Reporter, readiness: ReadinessKeeper, in_force: InFo
         return msgspec.json.encode(readiness.set_drained(command == "drain"))
     if command == "rollback":
         return msgspec.json.encode(in_force.roll_back())
+    if command.startswith("enroll "):
+        raise already((await reporter.status()).site)
     raise EdgeError("control", command, "is no command of this agent's version")
-
-
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            scope.cancel()
 
 
 def _drained(settings: Settings) -> bool:
@@ -274,6 +302,10 @@ def _stored_or_none(settings: Settings) -> Document | None:
         return stored_document(settings)
     except NoDocument:
         return None
+
+
+def _life(identity: Identity) -> Life:
+    return Life(identity.not_before.timestamp(), identity.not_after.timestamp())
 
 
 def _read_ca(settings: Settings) -> bytes:

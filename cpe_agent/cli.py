@@ -17,7 +17,8 @@ from typing import NoReturn
 
 import msgspec
 
-from cpe_agent import __version__, app
+from cpe_agent import __version__, app, newcomer
+from cpe_agent.core.enrolment import TokenError
 from cpe_agent.listing import render_preview, render_verification
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity
 from cpe_agent.model.document import MAX_BYTES, DocumentError
@@ -32,6 +33,8 @@ NOT_RUNNING = 3
 IN_SYNC, DIFFERS, NOT_VERIFIED = 0, 1, 3
 # What `rollback` says when there is no document before the one in force.
 NOTHING_BEFORE = 1
+# What `enroll` says when this token lets nobody in, and `reset` when it was not wanted.
+NOT_LET_IN = 1
 # Apart from those, so that a script does not take a misspelt option for a broken site: sysexits.h has the numbers.
 USAGE = 64
 BAD_DATA = 65
@@ -69,6 +72,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _printed(lambda: _verify(configured, asked.json))
     if asked.command in ("drain", "undrain"):
         return _drain(configured, asked.command == "drain", asked.json)
+    if asked.command == "enroll":
+        return _enroll(configured, asked.token)
+    if asked.command == "reset":
+        return _reset(configured, asked.yes)
     if asked.command == "rollback":
         return _rollback(configured, asked.json)
     if asked.command == "plan":
@@ -123,6 +130,20 @@ def _parser() -> argparse.ArgumentParser:
         epilog="Exits 0 when it is in force, 1 if there is none to go back to, 3 if no agent is running.",
     )
     rollback.add_argument("--json", action="store_true", help="for programs")
+    enroll = commands.add_parser(
+        "enroll",
+        parents=[common],
+        help="let this box in by a token",
+        epilog="Tries until it is let in. Exits 0 then, 1 if only another token helps, 65 if the text is no token.",
+    )
+    enroll.add_argument("token", metavar="TOKEN", help="what `cpe-controller token SITE` printed")
+    reset = commands.add_parser(
+        "reset",
+        parents=[common],
+        help="make this box new: forget key, certificate and documents, end all tunnels",
+        epilog="The agent must be stopped. Exits 0 when it is done, 1 if it was not wanted after all.",
+    )
+    reset.add_argument("--yes", action="store_true", help="do not ask")
     commands.add_parser("version", parents=[common], help="print the version")
     return parser
 
@@ -207,6 +228,42 @@ def _rollback_words(answer: RollbackAnswer) -> str:
     if answer.warning:
         lines.append(f"Warning: a restart of the agent would forget it: {answer.warning}.")
     return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
+
+
+def _enroll(configured: Settings, token: str) -> int:
+    try:
+        site = newcomer.enroll(
+            configured, token, lambda words: print(_sentence(words), end="", file=sys.stderr, flush=True)
+        )
+    except TokenError as error:
+        return _failed(str(error), BAD_DATA)
+    except newcomer.NotLetIn as error:
+        return _failed(str(error), NOT_LET_IN)
+    except EdgeError as error:
+        return _failed(error.cause, NO_PERMISSION if error.op == "authorise" else UNAVAILABLE)
+    except KeyboardInterrupt:
+        return NOT_LET_IN
+    print(f"This box is {site} now.")
+    return 0
+
+
+def _reset(configured: Settings, sure: bool) -> int:
+    if not sure:
+        print(
+            "This box forgets its key, certificate and documents, and ends all tunnels. Type reset to go on: ", end=""
+        )
+        try:
+            sure = input().strip() == "reset"
+        except EOFError:
+            sure = False
+        if not sure:
+            return _failed("nothing was changed", NOT_LET_IN)
+    try:
+        newcomer.reset(configured)
+    except EdgeError as error:
+        return _failed(error.cause, NO_PERMISSION if error.op == "authorise" else UNAVAILABLE)
+    print("This box is new.")
+    return 0
 
 
 def _run(configured: Settings) -> int:

@@ -23,6 +23,10 @@ EVENTS: Mapping[str, str] = MappingProxyType(
     {
         "agent_started": "The agent runs; it adopts what it finds in the kernel and in charon.",
         "agent_stopped": "The agent ends as it was told to. Tunnels and rules stay.",
+        "enrolment_failed": "This box was not let in by its controller; it is tried again.",
+        "site_enrolled": "This box has a key, a certificate and a site now.",
+        "certificate_renewed": "The controller gave this site a new certificate, for a new key; both are in use.",
+        "renewal_failed": "A new certificate was asked for and not given; it is tried again. The old one goes on.",
         "controller_connected": "The controller answers, and tells of changes.",
         "controller_lost": "The controller does not answer any more. The network runs without it.",
         "controller_polled": "Something between here and the controller cuts streams: changes are polled for instead.",

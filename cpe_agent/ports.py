@@ -14,6 +14,7 @@ import msgspec
 
 from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.dataplane import Routes, Ruleset
+from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Renewed
 from cpe_agent.model.observed import Charon, CharonEvent, Links, Reply
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 from cpe_agent.model.site_report import SiteReport
@@ -28,6 +29,16 @@ class EdgeError(Exception):
         self.target = target
         self.op = op
         self.cause = cause
+
+
+class EnrolmentError(EdgeError):
+    """This box was not let in. `code`: the controller's own word (token_used ...), or unreachable, no_dns, captive,
+    clock, refused. `retry_after_s`: the controller asked for patience."""
+
+    def __init__(self, code: str, cause: str, retry_after_s: float = 0.0) -> None:
+        super().__init__("controller", "enroll", cause)
+        self.code = code
+        self.retry_after_s = retry_after_s
 
 
 class SignedDocument(msgspec.Struct, frozen=True):
@@ -126,8 +137,35 @@ class ControllerPort(Protocol):
     async def report(self, local_address: str, report: SiteReport) -> None:
         """Tell the controller how this site fares."""
 
+    async def renew(self, local_address: str, csr_pem: str) -> Renewed:
+        """A certificate for the next key of this site."""
+
     def use(self, base_urls: Sequence[str]) -> None:
         """These are the controller's addresses from now on; those of the settings stay as the last resort."""
+
+
+class EnrolmentPort(Protocol):
+    """The controller, towards a box that has no certificate yet. Raises EnrolmentError."""
+
+    async def root(self, url: str, pin: str) -> str:
+        """The root (PEM) whose certificate has this SHA-256 (hex), from whoever answers."""
+
+    async def enroll(self, url: str, root_pem: str, request: EnrolmentRequest) -> Granted:
+        """Ask to be let in, of a server that proves itself by this root."""
+
+
+class CredentialsPort(Protocol):
+    """Key, certificate and authorities of an enrolled box. Synchronous. Raises EdgeError."""
+
+    @property
+    def present(self) -> bool:
+        """Are they there?"""
+
+    def next_csr(self) -> str:
+        """A request (PEM) for the next key, which is made once and kept until `replace`."""
+
+    def replace(self, chain_pem: str, cas_pem: str) -> None:
+        """The certificate for the next key has come."""
 
 
 class StorePort(Protocol):
@@ -165,6 +203,10 @@ class StorePort(Protocol):
     def load_clock_floor(self) -> float: ...
 
     def save_clock_floor(self, wall_s: float) -> None: ...
+
+    def load_enrolment(self) -> Enrolment | None: ...
+
+    def save_enrolment(self, enrolment: Enrolment) -> None: ...
 
     def load_instance(self) -> str:
         """The name that this box has given itself at its first start; "" before that."""

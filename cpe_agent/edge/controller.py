@@ -38,6 +38,7 @@ from cpe_agent.edge.controller_answer import (
 from cpe_agent.edge.https import TIMEOUT_S, Https, Now, server_tls
 from cpe_agent.edge.names import Names
 from cpe_agent.model.document import SCHEMA
+from cpe_agent.model.enrolment import Renewed
 from cpe_agent.model.site_report import SiteReport
 from cpe_agent.ports import SignedDocument
 
@@ -129,6 +130,17 @@ class HttpsController:
         """Tell the controller how this site fares. Raises ControllerError."""
         content = msgspec.json.encode(report)
         await self._exchange("status", "/v1/status", local_address, content, "application/json", self._timeout_s)
+
+    async def renew(self, local_address: str, csr_pem: str) -> Renewed:
+        """A certificate for the next key of this site. Raises ControllerError."""
+        content = msgspec.json.encode({"csr": csr_pem})
+        body = await self._exchange(
+            "certificate", "/v1/certificate", local_address, content, "application/json", self._timeout_s
+        )
+        try:
+            return msgspec.json.decode(body, type=Renewed)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ControllerError("certificate", f"the answer cannot be read: {error}") from None
 
     def use(self, base_urls: Sequence[str]) -> None:
         """These are the controller's addresses now, best first; those from the beginning stay as the last resort."""

@@ -12,6 +12,7 @@ import socket
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 
+import httpx
 import trio
 
 from cpe_agent.ports import EdgeError, StorePort
@@ -20,6 +21,11 @@ from cpe_agent.ports import EdgeError, StorePort
 LOOK_UP_S = 3.0
 ADDRESSES_MAX = 8
 HOSTS_MAX = 16
+
+
+class NameUnknown(httpx.ConnectError):
+    """The DNS does not know a name, or does not answer."""
+
 
 LookUp = Callable[[str], Awaitable[Sequence[str]]]
 
@@ -42,8 +48,8 @@ class Names:
                 self._known = dict(store.load_addresses())
 
     async def last_known(self, host: str) -> tuple[str, ...]:
-        """() if the DNS knows `host`, or if it is an address; else the addresses that it had last. Raises OSError with
-        words if there are none."""
+        """() if the DNS knows `host`, or if it is an address; else the addresses that it had last. Raises
+        NameUnknown if there are none."""
         if _is_address(host):
             return ()
         why = f"no answer within {LOOK_UP_S:g} s"
@@ -55,7 +61,7 @@ class Names:
             else:
                 return ()
         if host not in self._known:
-            raise OSError(f"the DNS does not know {host} ({why}), and no address of it is known from before")
+            raise NameUnknown(f"the DNS does not know {host} ({why}), and no address of it is known from before")
         return self._known[host]
 
     def _remember(self, host: str, addresses: tuple[str, ...]) -> None:

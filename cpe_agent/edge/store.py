@@ -24,6 +24,7 @@ import msgspec
 
 from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.document import MAX_BYTES
+from cpe_agent.model.enrolment import Enrolment
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers
 
 DOCUMENT = "document"
@@ -33,6 +34,7 @@ REJECTIONS = "rejected.json"
 SIGNERS = "signers.json"
 ADDRESSES = "controller-addresses.json"
 INSTANCE = "instance.json"
+ENROLMENT = "enrolment.json"
 ORDER = "order.json"
 CLOCK_FLOOR = "clock-floor.json"
 DRAINED = "drained.json"
@@ -145,6 +147,13 @@ class FileStore:
 
     def save_clock_floor(self, wall_s: float) -> None:
         self._write(CLOCK_FLOOR, msgspec.json.encode(_ClockFloor(wall_s)) + b"\n")
+
+    def load_enrolment(self) -> Enrolment | None:
+        content = self._read(ENROLMENT, LIST_MAX_BYTES)
+        return None if content is None else self._decode(ENROLMENT, content, Enrolment)
+
+    def save_enrolment(self, enrolment: Enrolment) -> None:
+        self._write(ENROLMENT, msgspec.json.encode(enrolment) + b"\n")
 
     def load_instance(self) -> str:
         content = self._read(INSTANCE, HEADER_MAX_BYTES)

@@ -8,6 +8,7 @@ import msgspec
 
 from cpe_agent.cell import Cell
 from cpe_agent.core.budget import Budget
+from cpe_agent.core.certificate import Life
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.model.condition import Condition
@@ -79,15 +80,16 @@ class Services(msgspec.Struct, frozen=True):
 
 
 class Cells:
-    """One writer each: document, standing (loops.confirm); controller (loops.follow); links (loops.links); readiness
-    (loops.readiness); plan (loops.planning); charon, targets, duplicates (loops.reconcile); verdicts (loops.probing);
-    path_mtus (loops.pathmtu); active, moves (loops.steering); budgets (loops.metering); services (loops.services);
-    taken_out (loops.drill)."""
+    """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew); links
+    (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets, duplicates (loops.reconcile);
+    verdicts (loops.probing); path_mtus (loops.pathmtu); active, moves (loops.steering); budgets (loops.metering);
+    services (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
         self.standing: Cell[Standing] = Cell(Standing())
         self.controller: Cell[ControllerState] = Cell(ControllerState())
+        self.certificate: Cell[Life | None] = Cell(None)
         self.links: Cell[Links | None] = Cell(None)
         self.readiness: Cell[Readiness | None] = Cell(None)
         self.plan: Cell[Plan | None] = Cell(None)

@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.core import conditions
+from cpe_agent.core import certificate, conditions
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.tunnels import carrying
@@ -90,6 +90,7 @@ class Reporter:
             pair_bytes=volumes,
             conditions=self._conditions(),
             document_confirmed=not cells.standing.value.pending,
+            certificate_expires=life.not_after_s if (life := cells.certificate.value) is not None else None,
         )
 
     @property
@@ -135,6 +136,7 @@ class Reporter:
             *(plan.conditions if plan else ()),
             *(readiness.conditions if readiness else ()),
             *self._cells.duplicates.value,
+            *certificate.conditions(self._cells.certificate.value, time.time()),
             *conditions.standing(standing.pending, standing.missing, standing.reverted),
         )
 
@@ -205,6 +207,32 @@ class Reporter:
             there = path is not None and installed.get(bundle.name) == path
             reports.append(BundleReport(bundle.name, bundle.pairs, str(path) if path else None, there, moves))
         return tuple(reports)
+
+
+def unenrolled_status(backend: Backend, started: float, conditions: tuple[Condition, ...]) -> Status:
+    """The report of a box that belongs to no site yet."""
+    return Status(
+        site="",
+        role="unknown",
+        agent_version=__version__,
+        backend=backend.value,
+        started=started,
+        now=time.time(),
+        document_epoch=None,
+        document_version=None,
+        document_issued=None,
+        document_expires=None,
+        controller_last_contact=None,
+        uplinks=(),
+        paths=(),
+        bundles=(),
+        peers=(),
+        targets=(),
+        dropped_packets={},
+        pair_packets={},
+        pair_bytes={},
+        conditions=tuple(msgspec.structs.replace(c, since=started) for c in conditions),
+    )
 
 
 def _uplinks(document: Document | None, links: Links) -> tuple[UplinkReport, ...]:

@@ -45,12 +45,14 @@ def says(*chunks: bytes) -> Answer:
     return answer
 
 
-async def serve(nursery: trio.Nursery, ca: Path, certificate: Path, key: Path, answer: Answer) -> TlsServer:
-    """On a port of its own at 127.0.0.1, until `nursery` ends."""
+async def serve(
+    nursery: trio.Nursery, ca: Path, certificate: Path, key: Path, answer: Answer, *, anybody: bool = False
+) -> TlsServer:
+    """On a port of its own at 127.0.0.1, until `nursery` ends. `anybody`: also who shows no certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(ca)
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_NONE if anybody else ssl.CERT_REQUIRED
 
     async def handle(tcp: trio.SocketStream) -> None:
         stream: Stream = trio.SSLStream(tcp, context, server_side=True, https_compatible=True)

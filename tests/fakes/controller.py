@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import trio
 
+from cpe_agent.model.enrolment import Renewed
 from cpe_agent.model.site_report import SiteReport
 from cpe_agent.ports import EdgeError, SignedDocument
 
@@ -22,6 +23,7 @@ class FakeController:
         self.listened: list[str] = []  # "stream" or "poll", in order
         self.reports: list[SiteReport] = []
         self.reported_from: list[str] = []  # local addresses, also of those that failed
+        self.renewals: list[str] = []  # requests, in order
         self.base_urls: tuple[str, ...] = ()
         self._document: SignedDocument | None = None
         self._order = (0, 0)
@@ -73,6 +75,12 @@ class FakeController:
         self.reported_from.append(local_address)
         self.refuse("status")
         self.reports.append(report)
+
+    async def renew(self, local_address: str, csr_pem: str) -> Renewed:
+        await trio.lowlevel.checkpoint()
+        self.refuse("certificate")
+        self.renewals.append(csr_pem)
+        return Renewed(f"certificate {len(self.renewals)} for {csr_pem}", ("root",))
 
     def use(self, base_urls: Sequence[str]) -> None:
         self.base_urls = tuple(base_urls)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from cpe_agent.model.confirmation import Rejection
+from cpe_agent.model.enrolment import Enrolment
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers
 
 
@@ -18,6 +19,7 @@ class FakeStore:
         self.rejections: tuple[Rejection, ...] = ()
         self.signers: Signers | None = None
         self.addresses: dict[str, tuple[str, ...]] = {}
+        self.enrolment: Enrolment | None = None
         self.instance = ""
         self.order: tuple[int, int] | None = None
         self.clock_floor_s = 0.0
@@ -72,6 +74,13 @@ class FakeStore:
     def save_clock_floor(self, wall_s: float) -> None:
         self._refuse()
         self.clock_floor_s = wall_s
+
+    def load_enrolment(self) -> Enrolment | None:
+        return self.enrolment
+
+    def save_enrolment(self, enrolment: Enrolment) -> None:
+        self._refuse()
+        self.enrolment = enrolment
 
     def load_instance(self) -> str:
         return self.instance
