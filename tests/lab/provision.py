@@ -42,7 +42,7 @@ def apply(lab: Lab, text: str) -> dict[str, int]:
     """Put another network.yaml in force while the controller runs. The sites whose document it changes, and to which
     version."""
     lab.path(NETWORK_YAML).write_text(text)
-    argv = [sys.executable, "-m", "cpe_controller", "--state", CONTROLLER_STATE, "apply", NETWORK_YAML]
+    argv = [sys.executable, "-m", "cpe_controller", "--state", CONTROLLER_STATE, "apply", "--now", NETWORK_YAML]
     lines = lab.run(lab.network.controller, *argv, timeout_s=30).stdout.splitlines()
     changed = (line.partition(": version ") for line in lines)
     return {site: int(version) for site, _, version in changed if version}
