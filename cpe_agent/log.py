@@ -34,6 +34,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "document_accepted": "A document is obeyed from now on.",
         "document_confirmed": "All that worked before works under the new document too; it is the last good one now.",
         "document_reverted": "A document was given up for good, and the one before it is in force again.",
+        "document_expired": "The document's time has run out, and it says that nobody may talk then.",
         "document_rejected": "A document is refused. The one before it stays.",
         "charon_connected": "charon answers.",
         "charon_lost": "charon does not answer any more.",

@@ -34,8 +34,11 @@ def conditions(
         reason = "this site has no document yet: it forwards nothing until the controller has given it one"
         found.append(Condition("NoDocument", "", reason, Severity.DOWN))
     elif now > document.expires_at.timestamp():
-        reason = f"expired on {document.expires_at:%Y-%m-%d}; bring the controller back or apply the network again"
-        found.append(Condition("DocumentExpired", "", reason))
+        blocked = document.on_expiry == "block"
+        closed = ", and as it asks for that all pairs are closed" if blocked else ""
+        reason = f"expired on {document.expires_at:%Y-%m-%d}{closed}; "
+        reason += "bring the controller back or apply the network again"
+        found.append(Condition("DocumentExpired", "", reason, Severity.DOWN if blocked else Severity.DEGRADED))
     if rejected:
         found.append(Condition("DocumentRejected", "", f"the controller's document is refused: {rejected}"))
     if controller_error:

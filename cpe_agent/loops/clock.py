@@ -10,6 +10,7 @@ the lifetime of the document in force does, so that the floor is never beyond wh
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 import trio
 
@@ -26,10 +27,11 @@ SAVE_S = 3600.0
 
 
 class FlooredClock:
-    """The one writer of the clock floor in the store."""
+    """The one writer of the clock floor in the store. `wall`: the system's clock."""
 
-    def __init__(self, store: StorePort) -> None:
+    def __init__(self, store: StorePort, wall: Callable[[], float] = time.time) -> None:
         self._store = store
+        self._wall = wall
         self._floor = BUILT_AT
 
     def load(self) -> None:
@@ -41,7 +43,7 @@ class FlooredClock:
 
     def now(self) -> Clock:
         """Wall time, never below the floor, and whether the system's clock may be believed."""
-        now = time.time()
+        now = self._wall()
         return Clock(max(now, self._floor), trusted=now >= self._floor)
 
     def now_s(self) -> float:
@@ -57,7 +59,7 @@ class FlooredClock:
         """For ever: raise the floor with time, as long as that is a time in which the document in force is valid."""
         while True:
             await trio.sleep(SAVE_S)
-            document, now = cells.document.value, time.time()
+            document, now = cells.document.value, self._wall()
             if document is not None and document.issued_at.timestamp() <= now < document.expires_at.timestamp():
                 try:
                     self.lift(now)

@@ -39,6 +39,8 @@ T = TypeVar("T")
 LOOK_S = 0.5
 # How often the controller is asked anew while a trial waits for it.
 REACH_S = 1.0
+# Days are meant; a clock may jump.
+EXPIRY_LOOK_S = 5.0
 # The targets that hold what a document asks of this box alone; tunnels need the other end, and are judged by peers.
 LOCAL_TARGETS = ("rules", "routes")
 # Given up, and still remembered.
@@ -80,6 +82,9 @@ class InForce:
         self._reached: Trial | None = None
         self._unsaved: dict[str, str] = {}  # what could not be written, and why
         self._wake_at = math.inf
+        # What is in force, with the pairs that it loses when its time has run out.
+        self._whole: Document | None = None
+        self._lapsed = False
 
     @property
     def highest(self) -> tuple[int, int] | None:
@@ -168,6 +173,7 @@ class InForce:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self._bell, "facts", facts)
             nursery.start_soon(self._reach_controller, reach)
+            nursery.start_soon(self._watch_expiry)
             while True:
                 look_at = trio.current_time() + LOOK_S if self._trial is not None else math.inf
                 await self._bell.wait(min(look_at, self._wake_at))
@@ -201,7 +207,9 @@ class InForce:
 
     def _put_in_force(self, document: Document) -> None:
         self._targets_then = dict(self._cells.targets.value)
-        self._cells.document.set(document)
+        self._whole, self._lapsed = document, obey.lapsed(document, self._clock.now())
+        # Its paths stay up, so that a newer one is in force in no time; nobody may talk.
+        self._cells.document.set(msgspec.structs.replace(document, pairs=()) if self._lapsed else document)
         self._set_standing(since=time.time())
         self._bell.ring("document")
 
@@ -229,6 +237,15 @@ class InForce:
         if plan is None or charon is None:
             return frozenset()
         return confirm.healthy_peers(plan.dataplane.tunnels.connections, charon, self._tracks)
+
+    async def _watch_expiry(self) -> None:
+        while True:
+            await trio.sleep(EXPIRY_LOOK_S)
+            document = self._whole
+            if document is not None and obey.lapsed(document, self._clock.now()) != self._lapsed:
+                self._put_in_force(document)
+                if self._lapsed:
+                    log.error("document_expired", epoch=document.epoch, version=document.version)
 
     async def _reach_controller(self, reach: Reach) -> None:
         """While a trial waits for the controller, ask it over connections that are made under the new document."""

@@ -6,7 +6,8 @@ done to charon, nftables and netlink, and everything that is logged, is told in 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import structlog
@@ -69,6 +70,7 @@ class World:
         self.lan_prober = FakeProber()  # what a hub asks its LANs with
         self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
         self.blackholed: set[str] = set()  # uplinks
+        self.wall: Callable[[], float] = time.time
         self.site = site
         self.identity = identity
         self.charon.applied = Noted[TunnelOp](
@@ -168,7 +170,7 @@ class Agent:
         self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
         self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.firewall, world.store)
-        self.clock = FlooredClock(world.store)
+        self.clock = FlooredClock(world.store, world.wall)
         self.in_force = InForce(self.cells, world.store, self.clock, world.site, {KEY_ID: PUBLIC}, self.probing.tracks)
         self.follower = Follower(self.cells, world.controller, self.in_force)
         self.announcer = Announcer(self.cells, world.controller, self.reporter, BOX, self.follower.ways)
