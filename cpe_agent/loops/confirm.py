@@ -129,9 +129,7 @@ class InForce:
                 return
             if any(rejection.sha256 == sha256 for rejection in self._rejections):
                 return  # it was given up for good, and the condition says so
-            document = obey.obey(
-                signed.raw, self._site, self._not_newer(), self._cells.document.value, self._clock.now()
-            )
+            document = obey.obey(signed.raw, self._site, self._not_newer(), self._whole, self._clock.now())
             # Bundles that contradict each other show only when they are compiled.
             selectors(document)
         except DocumentError as error:
@@ -196,9 +194,9 @@ class InForce:
         self._highest = document.order
         self._current = kept
         self._attempts = 1
-        # After a crash in between, the stored document's own order counts as well (see `load`).
-        self._save("signers", self._save_signers)
+        # After a crash in between, the stored document's own order and keys count as well (see `load`).
         self._save_pending()
+        self._save("signers", self._save_signers)
         self._save("order", lambda: self._store.save_order(document.order))
         self._save("clock floor", lambda: self._clock.lift(document.issued_at.timestamp()))
         self._put_in_force(document)

@@ -89,15 +89,13 @@ def read_stored(store: StorePort, site: str, roots: Mapping[str, str]) -> Stored
     if trial is None or digest(trial.signed.raw) in given_up or (good is not None and good.signed == trial.signed):
         # Given up, or confirmed, and cut short before that was tidied away.
         pending = trial = None
-    newest = (trial or good or previous) if trial is None or good is None else max(trial, good, key=_order)
-    trusted = signers.trusted or obey.signing_keys(newest.document if newest else None, roots)
+    trusted = signers.trusted or obey.signing_keys(good.document if good else None, roots)
+    if trial is not None:
+        # It says who may sign the next one, also if the power went before that was noted.
+        trusted = obey.signing_keys(trial.document, trusted)
     return Stored(good, previous, trial, pending, rejections, dict(trusted), dict(signers.made), tuple(troubles))
 
 
 def digest(raw: bytes) -> str:
     """By what a document's bytes are known again."""
     return hashlib.sha256(raw).hexdigest()
-
-
-def _order(kept: Kept) -> tuple[int, int]:
-    return kept.document.order

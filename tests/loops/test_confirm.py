@@ -14,6 +14,7 @@ from cpe_agent.model.confirmation import Before
 from cpe_agent.model.document import Document, Policy
 from cpe_agent.ports import EdgeError, Pending
 from tests.fakes.charon import Answer
+from tests.fakes.controller import FakeController
 from tests.fakes.store import FakeStore
 from tests.loops.documents import CENTRE, CLOUD, PAIRS, POST, SECOND, SECOND_KEY, Hub, branch
 from tests.loops.story import expect
@@ -256,6 +257,36 @@ class TestPowerCuts:
                 assert version in (1, 2), f"after write {number} neither is in force"
                 gave_up |= any(rejection.version == 2 for rejection in store.rejections)
                 assert not (gave_up and version == 2), f"after write {number} what was given up is in force again"
+
+    async def test_at_every_write_of_a_change_of_keys_the_next_document_is_believed(
+        self, autojump_clock: MockClock
+    ) -> None:
+        """Twice over: the first by a key of the settings, the second by one that is only known from a document."""
+        world = World()
+        first = msgspec.structs.replace(good().trust, signing_keys=(SECOND_KEY,))
+        second = good().trust
+        async with world.agent() as agent:
+            await settled(world, agent)
+            snapshots = _Snapshots(world.store)
+            world.store = snapshots.store
+            agent.in_force._store = snapshots.store
+            world.publish(good(2, trust=first))
+            await trio.sleep(5)
+            world.controller.put(SECOND.send(good(3, trust=second)), (1, 3))
+            await trio.sleep(5)
+            assert (await agent.status()).document_version == 3
+        assert len(snapshots.taken) >= 8
+        for number, store in enumerate(snapshots.taken):
+            world.store = copy.deepcopy(store)
+            world.controller = FakeController()
+            world.publish(good(2, trust=first))
+            async with world.agent() as agent:
+                await trio.sleep(1)
+                world.controller.put(SECOND.send(good(3, trust=second)), (1, 3))
+                await trio.sleep(1)
+                world.publish(good(4))
+                await trio.sleep(1)
+                assert (await agent.status()).document_version == 4, f"after write {number} nobody is believed"
 
 
 class _Snapshots:
