@@ -74,6 +74,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _drain(configured, asked.command == "drain", asked.json)
     if asked.command == "enroll":
         return _enroll(configured, asked.token)
+    if asked.command == "lift-clock":
+        return _lift_clock(configured)
     if asked.command == "reset":
         return _reset(configured, asked.yes)
     if asked.command == "rollback":
@@ -144,6 +146,11 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The agent must be stopped. Exits 0 when it is done, 1 if it was not wanted after all.",
     )
     reset.add_argument("--yes", action="store_true", help="do not ask")
+    commands.add_parser(
+        "lift-clock",
+        parents=[common],
+        help="set a clock that is behind to what has certainly passed; before charon starts, as root",
+    )
     commands.add_parser("version", parents=[common], help="print the version")
     return parser
 
@@ -244,6 +251,16 @@ def _enroll(configured: Settings, token: str) -> int:
     except KeyboardInterrupt:
         return NOT_LET_IN
     print(f"This box is {site} now.")
+    return 0
+
+
+def _lift_clock(configured: Settings) -> int:
+    try:
+        behind_s = newcomer.lift_clock(configured)
+    except EdgeError as error:
+        return _failed(error.cause, NO_PERMISSION)
+    if behind_s is not None:
+        print(f"The clock was {behind_s / 86_400:.1f} days behind what has certainly passed.")
     return 0
 
 

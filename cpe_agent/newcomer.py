@@ -91,6 +91,22 @@ def reset(settings: Settings) -> None:
     trio.run(_take_down, settings)
 
 
+def lift_clock(settings: Settings) -> float | None:
+    """Set the system's clock to what has certainly passed, if it says less: charon knows no floor. Returns by how many
+    seconds it was behind, or None. Raises `EdgeError`."""
+    clock = FlooredClock(FileStore(settings.state_dir))
+    clock.load()
+    now = clock.now()
+    if now.trusted:
+        return None
+    behind_s = now.now - time.time()
+    try:
+        time.clock_settime(time.CLOCK_REALTIME, now.now)
+    except OSError as error:
+        raise EdgeError("kernel", "set clock", f"the clock cannot be set: {error.strerror}: be root") from None
+    return behind_s
+
+
 async def enrolled(settings: Settings) -> Enrolment | None:
     """What this box was told when it was let in, which is now if it never was. None: it is to stop."""
     store, credentials = FileStore(settings.state_dir), Credentials(settings.state_dir)

@@ -6,6 +6,7 @@ import io
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,7 @@ import pytest
 
 from cpe_agent import __version__, app, cli, newcomer
 from cpe_agent.core.enrolment import TokenError
+from cpe_agent.edge.store import FileStore
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity, Status
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
@@ -358,3 +360,19 @@ class TestNewcomer:
         monkeypatch.setattr(newcomer, "ask", lambda path, command: b"{}")
         assert cli.main(["reset", "--yes", "-c", config]) == cli.UNAVAILABLE
         assert "stop it first" in capsys.readouterr().err
+
+    def test_a_clock_that_is_behind_is_lifted_and_no_other(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        path = tmp_path / "agent.yaml"
+        path.write_text(f"state_dir: {tmp_path}/state\n")
+        floor = time.time() - 100
+        FileStore(tmp_path / "state").save_clock_floor(floor)
+        clock: list[float] = []
+        monkeypatch.setattr(time, "clock_settime", lambda which, wall_s: clock.append(wall_s))
+        assert cli.main(["lift-clock", "-c", str(path)]) == 0
+        assert clock == []
+        FileStore(tmp_path / "state").save_clock_floor(floor + 10 * 86_400)
+        assert cli.main(["lift-clock", "-c", str(path)]) == 0
+        assert clock == [floor + 10 * 86_400]
+        assert "10.0 days behind" in capsys.readouterr().out

@@ -5,6 +5,7 @@ Pure: from facts to conditions, newest knowledge only. Who shows them remembers 
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.health import State, Track
@@ -72,6 +73,18 @@ def standing(pending: bool, missing: str, reverted: Rejection | None) -> tuple[C
         reason = f"{given_up}; mend the network and apply it again"
         found.append(Condition("DocumentReverted", "", reason))
     return tuple(found)
+
+
+def clock(floor: float | None, now: float) -> tuple[Condition, ...]:
+    """`floor`: the moment that has certainly passed, if the system's clock says less."""
+    if floor is None:
+        return ()
+    epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
+    said, passed = (epoch + dt.timedelta(seconds=moment) for moment in (now, floor))
+    reason = (
+        f"this router's clock says {said:%Y-%m-%d}, but {passed:%Y-%m-%d} has passed: set it (`cpe-agent lift-clock`"
+    )
+    return (Condition("ClockUntrusted", "", f"{reason} as root, or a time server); charon may refuse certificates"),)
 
 
 def _path(path: Path, track: Track) -> Condition:

@@ -124,6 +124,10 @@ def _site(status: Status) -> Iterator[Metric]:
         certificate.add_metric([], status.certificate_expires)
     yield certificate
 
+    clock = _gauge("clock_trusted", "Whether the system's clock says no less than has certainly passed.")
+    clock.add_metric([], status.clock_trusted)
+    yield clock
+
     contact = _gauge("controller_last_contact_timestamp_seconds", "When the controller last answered.")
     if status.controller_last_contact is not None:
         contact.add_metric([], status.controller_last_contact)

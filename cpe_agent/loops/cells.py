@@ -80,8 +80,8 @@ class Services(msgspec.Struct, frozen=True):
 
 
 class Cells:
-    """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew); links
-    (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets, duplicates (loops.reconcile);
+    """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew);
+    clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets, duplicates (loops.reconcile);
     verdicts (loops.probing); path_mtus (loops.pathmtu); active, moves (loops.steering); budgets (loops.metering);
     services (loops.services); taken_out (loops.drill)."""
 
@@ -90,6 +90,7 @@ class Cells:
         self.standing: Cell[Standing] = Cell(Standing())
         self.controller: Cell[ControllerState] = Cell(ControllerState())
         self.certificate: Cell[Life | None] = Cell(None)
+        self.clock_floor: Cell[float | None] = Cell(None)  # None: the system's clock is believed
         self.links: Cell[Links | None] = Cell(None)
         self.readiness: Cell[Readiness | None] = Cell(None)
         self.plan: Cell[Plan | None] = Cell(None)

@@ -24,6 +24,7 @@ log = get_logger()
 
 # How often the floor is raised while all goes well: flash is not written for nothing.
 SAVE_S = 3600.0
+LOOK_S = 10.0
 
 
 class FlooredClock:
@@ -56,11 +57,17 @@ class FlooredClock:
             self._store.save_clock_floor(wall_s)
 
     async def run(self, cells: Cells) -> None:
-        """For ever: raise the floor with time, as long as that is a time in which the document in force is valid."""
+        """For ever: say whether the clock may be believed, and raise the floor with time, as long as that is a time in
+        which the document in force is valid."""
+        saved_at = trio.current_time()
         while True:
-            await trio.sleep(SAVE_S)
+            cells.clock_floor.set(None if self.now().trusted else self._floor)
+            await trio.sleep(LOOK_S)
             document, now = cells.document.value, self._wall()
-            if document is not None and document.issued_at.timestamp() <= now < document.expires_at.timestamp():
+            if trio.current_time() < saved_at + SAVE_S or document is None:
+                continue
+            if document.issued_at.timestamp() <= now < document.expires_at.timestamp():
+                saved_at = trio.current_time()
                 try:
                     self.lift(now)
                 except EdgeError as error:

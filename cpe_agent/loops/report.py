@@ -89,6 +89,7 @@ class Reporter:
             pair_packets=packets,
             pair_bytes=volumes,
             conditions=self._conditions(),
+            clock_trusted=cells.clock_floor.value is None,
             document_confirmed=not cells.standing.value.pending,
             certificate_expires=life.not_after_s if (life := cells.certificate.value) is not None else None,
         )
@@ -137,6 +138,7 @@ class Reporter:
             *(readiness.conditions if readiness else ()),
             *self._cells.duplicates.value,
             *certificate.conditions(self._cells.certificate.value, time.time()),
+            *conditions.clock(self._cells.clock_floor.value, time.time()),
             *conditions.standing(standing.pending, standing.missing, standing.reverted),
         )
 

@@ -131,6 +131,7 @@ class Status(msgspec.Struct, frozen=True):
     pair_bytes: dict[str, int]
     conditions: tuple[Condition, ...]
     document_confirmed: bool = True
+    clock_trusted: bool = True
     certificate_expires: float | None = None
 
     @property

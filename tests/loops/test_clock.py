@@ -86,6 +86,8 @@ async def test_a_clock_that_is_not_trusted_expires_nothing(autojump_clock: MockC
     async with world.agent() as agent:
         await trio.sleep(30)
         assert len(pairs_in(world)) == 3
+        assert "2026-03-01 has passed" in (await agent.conditions())["ClockUntrusted"]
+        assert not (await agent.status()).clock_trusted
         # A newer one is taken up all the same.
         newer = branch(2, issued_at=EXPIRES, expires_at=EXPIRES + dt.timedelta(days=90))
         world.publish(newer)
