@@ -81,9 +81,9 @@ class Services(msgspec.Struct, frozen=True):
 
 class Cells:
     """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew);
-    clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets, duplicates (loops.reconcile);
-    verdicts (loops.probing); path_mtus (loops.pathmtu); active, moves (loops.steering); budgets (loops.metering);
-    services (loops.services); taken_out (loops.drill)."""
+    clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets,
+    duplicates (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); active, moves (loops.steering);
+    budgets (loops.metering); services (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
