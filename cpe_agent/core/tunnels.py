@@ -22,7 +22,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from cpe_agent.core.selectors import covers
+from cpe_agent.core.selectors import uncovered
 from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
@@ -120,12 +120,28 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
     return Step(tuple(ops), remembered, min(waiting, default=None))
 
 
-def missing(wanted: Tunnels, observed: Charon) -> tuple[str, ...]:
-    """What is wanted and not there, in words; empty when charon is in sync. Paths that are being dialled count."""
+def head_start(wanted: Tunnels, known: Charon, attempts: Attempts, now: float) -> Step:
+    """Traffic children that are missing where they belong, on IKE_SAs that were established when charon was last asked.
+
+    Traffic waits for them, and a listing takes time: on a hub with two thousand branches, a second. If all has changed
+    since, charon refuses or finds nothing to do, and the look that follows sees to it.
+    """
+    ready = {sa.connection for sa in known.ike_sas if sa.established and sa.connection in known.connections}
+    able = tuple(c for c in wanted.connections if c.path in wanted.active and c.name in ready)
+    found = step(msgspec.structs.replace(wanted, connections=able), known, attempts, now)
+    ops = tuple(op for op in found.ops if isinstance(op, Initiate) and op.child != PROBE_CHILD)
+    made = {(op.connection, op.child): found.attempts[op.connection, op.child] for op in ops}
+    return Step(ops, {**attempts, **made}, None)
+
+
+def altered(wanted: Tunnels, observed: Charon) -> tuple[str, ...]:
+    """What is not loaded as wanted, in words; empty when it is. SAs are another matter: they come and go."""
     found: list[str] = []
     if wanted.connections and not observed.credentials_loaded:
         found.append("credentials are not loaded")
     found += [f"connection {op.connection.stem} is not loaded" for op in _loads(wanted, observed)]
+    names = {connection.name for connection in wanted.connections}
+    found += [f"connection {name} is not wanted" for name in sorted(set(observed.connections) - names)]
     return tuple(found)
 
 
@@ -254,11 +270,7 @@ def _answering_ends(connection: Connection, sas: Iterable[IkeSa], stale: frozens
 
 
 def _covered(child: ChildSa, config: Child) -> bool:
-    return _inside(child.local_ts, config.local_ts) and _inside(child.remote_ts, config.remote_ts)
-
-
-def _inside(narrow: Iterable[str], wide: tuple[str, ...]) -> bool:
-    return all(any(covers(outer, inner) for outer in wide) for inner in narrow)
+    return not uncovered(child.local_ts, config.local_ts) and not uncovered(child.remote_ts, config.remote_ts)
 
 
 def _retry_after(connection: Connection, count: int) -> float:

@@ -25,6 +25,7 @@ class Plan(msgspec.Struct, frozen=True):
     dataplane: Dataplane
     conditions: tuple[Condition, ...]
     link_up: dict[str, bool]  # by uplink name
+    interfaces: dict[str, str] = {}  # likewise
 
 
 class Verdicts(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Verdicts
 from cpe_agent.model.dataplane import Path, Probe, stem_of
-from cpe_agent.model.observed import Charon
+from cpe_agent.model.observed import Charon, Links
 from cpe_agent.ports import ProbePort
 
 log = get_logger()
@@ -40,7 +40,7 @@ class Probing:
     async def run(self) -> None:
         """For ever."""
         bell = Bell()
-        cells = (self._cells.plan, self._cells.charon, self._cells.active)
+        cells = (self._cells.plan, self._cells.links, self._cells.charon, self._cells.active)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._receive)
             nursery.start_soon(ring_on_change, bell, "facts", cells)
@@ -82,8 +82,11 @@ class Probing:
         established = established_ikes(charon, self._dead)
         self._dead &= {sa.unique_id for sa in charon.ike_sas}
         now = trio.current_time()
+        links = (self._cells.links.value or Links()).by_name
+        # The plan says so too, but a compilation later.
+        lost = {name for name, on in plan.interfaces.items() if on not in links or not links[on].up}
         for path, track in self.tracks.items():
-            up = plan.link_up.get(path.uplink, False)
+            up = plan.link_up.get(path.uplink, False) and path.uplink not in lost
             self.tracks[path] = health.facts(track, established.get(path), up, now)
 
     async def _probe(self, probe: Probe, bell: Bell, scope: trio.CancelScope) -> None:

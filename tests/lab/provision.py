@@ -7,7 +7,7 @@ certificate, key and CA that it names.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,12 @@ def controller_addresses(network: Network) -> list[str]:
 
 def write_settings(lab: Lab, signing_keys: Mapping[str, str]) -> None:
     """Write every site's agent.yaml. `signing_keys`: key id -> public key in base64."""
-    for site in lab.sites.values():
+    write_settings_of(lab, lab.sites.values(), signing_keys)
+
+
+def write_settings_of(lab: Lab, sites: Iterable[RunningSite], signing_keys: Mapping[str, str]) -> None:
+    """Write the agent.yaml of these sites."""
+    for site in sites:
         settings = agent_settings(site, controller_urls(lab.network), signing_keys)
         (site.outside / "agent.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 

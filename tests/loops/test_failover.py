@@ -5,10 +5,11 @@ from __future__ import annotations
 from itertools import pairwise
 
 import msgspec
+import pytest
 import trio
 from trio.testing import MockClock
 
-from cpe_agent.model.dataplane import Ruleset
+from cpe_agent.model.dataplane import MAIN, Route, Ruleset
 from cpe_agent.model.observed import Link
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, branch
 from tests.loops.story import Line, expect
@@ -30,8 +31,9 @@ async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
     world.publish(branch())
     async with world.agent() as agent:
         await trio.sleep(3)
+        lines = world.story.since(0, "rules", "tunnels")
         expect(
-            world.story.since(0, "rules", "tunnels"),
+            lines[:-3],
             [
                 "rules replace table",
                 "rules add protected4 *, add uplinks lte wired",
@@ -45,11 +47,17 @@ async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
                 "tunnels initiate wired.centre.wan probe",
                 "tunnels initiate wired.cloud.wan probe",
                 "rules add answering4 * local_pairs4 *",
+            ],
+        )
+        # Paths are independent: only within one is there an order.
+        expect(
+            _about("centre", lines[-3:]),
+            [
                 "tunnels initiate wired.centre.wan traffic-centre",
-                "tunnels initiate wired.cloud.wan traffic-cloud",
                 "tunnels initiate wired.centre.wan traffic-centre+cloud",
             ],
         )
+        expect(_about("cloud", lines[-3:]), ["tunnels initiate wired.cloud.wan traffic-cloud"])
         texts = [str(line) for line in world.story.lines]
         assert texts.index("rules replace table") < texts.index("routes forwarding 4 on")
         assert world.carried() == HOME
@@ -189,6 +197,38 @@ async def test_that_a_lost_link_counts_at_once(autojump_clock: MockClock) -> Non
         assert all("path_down_link" in line.text for line in moved)
         assert "UplinkDown wired" in await agent.conditions()
         assert world.carried() == ON_LTE
+
+
+@pytest.mark.parametrize("goes", ["carrier", "device"])
+async def test_that_a_lost_link_waits_for_no_reading(autojump_clock: MockClock, goes: str) -> None:
+    """Rules, routes, links and IKE_SAs are listed beside it, for as long as that takes."""
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        world.kernel_takes_s = world.reading_takes_s = 2.0
+        # A listing is under way already.
+        world.routes.foreign_routes.add(Route(MAIN, "192.0.2.0/24", "lan0"))
+        world.routes.set_carrier("lan0", False)
+        await trio.sleep(0.5)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        if goes == "carrier":
+            world.routes.set_carrier("wired", False)
+        else:
+            world.routes.remove_link("wired")
+        await trio.sleep(0.5)
+        assert {line.at_s for line in world.story.events("bundle_moved", fault_at)} == {fault_at}
+        # One exchange at a time in each IKE_SA: the second bundle to the centre waits for the first, and for a look.
+        started = world.story.since(fault_at, "tunnels")
+        expect(
+            started, ["tunnels initiate lte.centre.wan traffic-centre", "tunnels initiate lte.cloud.wan traffic-cloud"]
+        )
+        assert {line.at_s for line in started} == {fault_at}
+        await trio.sleep(5)
+        assert world.carried() == ON_LTE
+        doubled = [line for line in world.story.since(fault_at, "tunnels") if "initiate lte" in line.text]
+        assert len(doubled) == 3, doubled
 
 
 async def test_that_an_ended_ike_sa_counts_at_once(autojump_clock: MockClock) -> None:

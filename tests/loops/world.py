@@ -29,7 +29,7 @@ from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.model.condition import Status
 from cpe_agent.model.dataplane import Backend, Routes, Ruleset, stem_of
 from cpe_agent.model.document import Document
-from cpe_agent.model.observed import IkeSa, Link, LinkAddress
+from cpe_agent.model.observed import Charon, IkeSa, Link, LinkAddress, Links
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 from cpe_agent.model.site_report import Box
 from tests.fakes.charon import Answer, FakeCharon
@@ -61,9 +61,10 @@ class World:
 
     def __init__(self, site: str = SITE, identity: str = IDENTITY, links: tuple[Link, ...] = LINKS) -> None:
         self.story = Story()
-        self.charon = FakeCharon()
+        self.charon = _PatientCharon(self)
         self.firewall = _PatientFirewall(self)
         self.kernel_takes_s = 0.0  # to apply rules, and routes
+        self.reading_takes_s = 0.0  # rules, routes, links and IKE_SAs: a long list, a busy processor
         self.routes = _PatientRoutes(self)
         self.controller = FakeController()
         self.store = FakeStore()
@@ -219,12 +220,28 @@ class _Spinning(trio.abc.Instrument):
             self._scope.cancel()
 
 
+class _PatientCharon(FakeCharon):
+    """Lists as slowly as the world says."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    async def read(self) -> Charon:
+        await trio.sleep(self._world.reading_takes_s)
+        return await super().read()
+
+
 class _PatientFirewall(FirewallFake):
     """Takes as long as the world says, as nftables does for a document with many pairs."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
+
+    async def read(self) -> Ruleset | None:
+        await trio.sleep(self._world.reading_takes_s)
+        return await super().read()
 
     async def apply(self, ops: Sequence[FirewallOp]) -> None:
         await trio.sleep(self._world.kernel_takes_s)
@@ -237,6 +254,14 @@ class _PatientRoutes(FakeRoutes):
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
+
+    async def read(self) -> Routes:
+        await trio.sleep(self._world.reading_takes_s)
+        return await super().read()
+
+    async def links(self) -> Links:
+        await trio.sleep(self._world.reading_takes_s)
+        return await super().links()
 
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         await trio.sleep(self._world.kernel_takes_s)
