@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import shutil
 import time
 from collections.abc import Iterator
@@ -14,14 +13,12 @@ from cpe_agent.model.condition import Status
 from tests.lab import watch
 from tests.lab.lab import Lab
 from tests.scenarios.looking import data_plane
-from tests.scenarios.publishing import publish, served
+from tests.scenarios.publishing import cut_off, given_up, publish, served
 
 SITE = "hospital-1"
 CONFIRM_S = 8
 # From the deadline until the document before is in force again.
 REVERT_S = 3.0
-# Nobody answers here.
-NOBODY = "198.51.100.77"
 
 Fields = dict[str, Any]
 
@@ -42,11 +39,7 @@ def _confirmed(version: int) -> watch.Predicate:
 
 
 def _cut_off(good: Fields) -> Fields:
-    """The next version, with an address for the centre at which nobody answers."""
-    document = copy.deepcopy(good) | {"version": good["version"] + 1}
-    document["policy"]["confirm_s"] = CONFIRM_S
-    document["peers"]["centre"]["endpoints"][0]["address"] = NOBODY
-    return document
+    return cut_off(good, "centre", CONFIRM_S)
 
 
 def _serve(lab: Lab, document: Fields) -> None:
@@ -56,13 +49,6 @@ def _serve(lab: Lab, document: Fields) -> None:
 
 def _on_trial(version: int) -> watch.Predicate:
     return lambda report: report.document_version == version and not report.document_confirmed
-
-
-def _reverted(version: int) -> watch.Predicate:
-    def predicate(report: Status) -> bool:
-        return report.document_version == version and "DocumentReverted" in {c.type for c in report.conditions}
-
-    return predicate
 
 
 def _reason(report: Status) -> str:
@@ -76,7 +62,7 @@ def test_that_a_document_that_cuts_off_a_hub_is_given_up_without_a_loss(lab: Lab
         flow.wait_flowing(5)
         began = time.monotonic()
         _serve(lab, _cut_off(good))
-        report = watch.wait_for(lab, SITE, "it is given up", _reverted(good["version"]), CONFIRM_S + REVERT_S)
+        report = watch.wait_for(lab, SITE, "it is given up", given_up(good["version"]), CONFIRM_S + REVERT_S)
         took_s = time.monotonic() - began
         assert flow.stop().lost == 0, "the tunnels that ran were left running"
     assert took_s >= CONFIRM_S
@@ -91,7 +77,7 @@ def test_that_it_is_given_up_although_the_agent_is_killed_meanwhile(lab: Lab, go
     lab.site(SITE).agent.kill()
     lab.site(SITE).agent.start()
     watch.wait_for(lab, SITE, "it is tried again", _on_trial(good["version"] + 1), 10)
-    report = watch.wait_for(lab, SITE, "it is given up", _reverted(good["version"]), CONFIRM_S + REVERT_S + 5)
+    report = watch.wait_for(lab, SITE, "it is given up", given_up(good["version"]), CONFIRM_S + REVERT_S + 5)
     assert "centre did not come back" in _reason(report)
 
 
@@ -101,7 +87,7 @@ def test_that_a_document_under_which_the_agent_ends_twice_is_given_up_for_good(l
         lab.site(SITE).agent.kill()
         lab.site(SITE).agent.start()
         watch.wait_for(lab, SITE, "it is there", lambda report: report.document_version is not None, 10)
-    report = watch.wait_for(lab, SITE, "it is given up", _reverted(good["version"]), 2)
+    report = watch.wait_for(lab, SITE, "it is given up", given_up(good["version"]), 2)
     assert "the agent ended 2 times" in _reason(report)
 
 
@@ -118,6 +104,6 @@ def test_that_it_is_given_up_although_the_power_fails_meanwhile(lab: Lab, good: 
     site.run("nft", "delete", "table", "inet", "cpe_agent")
     site.start()
     watch.wait_for(lab, SITE, "it is tried again", _on_trial(good["version"] + 1), 10)
-    report = watch.wait_for(lab, SITE, "it is given up", _reverted(good["version"]), CONFIRM_S + REVERT_S + 5)
+    report = watch.wait_for(lab, SITE, "it is given up", given_up(good["version"]), CONFIRM_S + REVERT_S + 5)
     assert "centre did not come back" in _reason(report)
     watch.wait_all_up(lab, 40, [SITE])
