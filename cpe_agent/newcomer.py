@@ -43,6 +43,7 @@ log = get_logger()
 CONTROL_SOCKET = "control.sock"
 # How often `enroll` looks how far it is.
 ASK_AGAIN_S = 0.2
+AWAY_S = 10.0
 
 Tell = Callable[[str], None]
 
@@ -65,12 +66,17 @@ def enroll(settings: Settings, text: str, tell: Tell) -> str:
             raise
         return trio.run(_enroll_here, settings, text, tell)
     told = ""
+    heard_at = time.monotonic()
     while True:
         time.sleep(ASK_AGAIN_S)
         try:
             status = msgspec.json.decode(ask(control, "status"), type=Status)
-        except EdgeError:
-            continue  # between the two lives of the daemon
+        except EdgeError as error:
+            # Between the two lives of the daemon there is nobody for a moment.
+            if time.monotonic() > heard_at + AWAY_S:
+                raise EdgeError("control", "enroll", f"the agent went away meanwhile: {error.cause}") from None
+            continue
+        heard_at = time.monotonic()
         failing = [condition for condition in status.conditions if condition.subject == ENROLMENT]
         if not failing:
             return site

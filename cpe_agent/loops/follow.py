@@ -108,9 +108,10 @@ class Follower:
 
     async def _hear(self, local_address: str, order: tuple[int, int] | None) -> None:
         self._heard()
+        if order is not None:
+            self._announced = order
         if order is None or self._in_force.given_up(order):
             return
-        self._announced = order
         if order != self._in_force.highest:
             await self._fetch(local_address)
         else:
