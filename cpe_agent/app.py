@@ -197,7 +197,7 @@ async def look(settings: Settings) -> Living:
     """Read the kernel and charon themselves. Raises `EdgeError`, but for a charon that does not answer."""
     identity = load_identity(settings.certificate, settings.key)
     backend = ipsec.resolve(settings.backend)
-    charon = CharonTunnels(settings.vici_socket, identity.chain_pem, identity.key_pem, _read_ca(settings), backend)
+    charon = charon_port(settings, identity, backend)
     netlink = Netlink()
     links, ruleset, routes = await netlink.links(), await NftablesFirewall().read(), await netlink.read()
     strangers = await netlink.strangers()
@@ -227,7 +227,7 @@ async def _live(settings: Settings) -> None:
     firewall, netlink, prober, lan_prober = NftablesFirewall(), Netlink(), IcmpProber(), IcmpProber()
     store = FileStore(settings.state_dir)
     mtu_prober = IcmpProber(whole=True)
-    charon = CharonTunnels(settings.vici_socket, identity.chain_pem, identity.key_pem, _read_ca(settings), backend)
+    charon = charon_port(settings, identity, backend)
     clock = FlooredClock(store)
     clock.load()
     controller = HttpsController(
@@ -294,6 +294,11 @@ async def _answer(reporter: Reporter, readiness: ReadinessKeeper, in_force: InFo
     if command.startswith("enroll "):
         raise already((await reporter.status()).site)
     raise EdgeError("control", command, "is no command of this agent's version")
+
+
+def charon_port(settings: Settings, identity: Identity, backend: Backend) -> CharonTunnels:
+    """This site's charon. Raises `EdgeError` for credentials that cannot be read."""
+    return CharonTunnels(settings.vici_socket, identity.chain_pem, identity.key_pem, _read_ca(settings), backend)
 
 
 def _drained(settings: Settings) -> bool:

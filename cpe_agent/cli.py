@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import msgspec
 
-from cpe_agent import __version__, app, newcomer
+from cpe_agent import __version__, app, boot, down, newcomer
 from cpe_agent.core.enrolment import TokenError
 from cpe_agent.listing import render_preview, render_verification
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity
@@ -74,12 +74,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _drain(configured, asked.command == "drain", asked.json)
     if asked.command == "enroll":
         return _enroll(configured, asked.token)
-    if asked.command == "lift-clock":
-        return _lift_clock(configured)
     if asked.command == "reset":
         return _reset(configured, asked.yes)
     if asked.command == "rollback":
         return _rollback(configured, asked.json)
+    if asked.command == "boot":
+        return _boot(configured, asked.charon_group)
+    if asked.command == "down":
+        return _down(configured)
     if asked.command == "plan":
         return _printed(lambda: _plan(configured, asked.file, asked.json))
     return _status(configured, asked.json, asked.watch)
@@ -146,10 +148,18 @@ def _parser() -> argparse.ArgumentParser:
         epilog="The agent must be stopped. Exits 0 when it is done, 1 if it was not wanted after all.",
     )
     reset.add_argument("--yes", action="store_true", help="do not ask")
-    commands.add_parser(
-        "lift-clock",
+    booting = commands.add_parser(
+        "boot",
         parents=[common],
-        help="set a clock that is behind to what has certainly passed; before charon starts, as root",
+        help="before the network comes up: lift the clock, load both locks from the stored document, then forward",
+        epilog="Run by cpe-agent-boot.service. Exits 0 when the router is locked, 69 when it cannot be.",
+    )
+    booting.add_argument("--charon-group", metavar="GROUP", help="who may use charon's socket (default: root alone)")
+    commands.add_parser(
+        "down",
+        parents=[common],
+        help="take everything of this agent away: forwarding first, then tunnels, routes and the table",
+        epilog="The agent must be stopped. Exits 0 when nothing of it is left.",
     )
     commands.add_parser("version", parents=[common], help="print the version")
     return parser
@@ -238,10 +248,11 @@ def _rollback_words(answer: RollbackAnswer) -> str:
 
 
 def _enroll(configured: Settings, token: str) -> int:
+    def tell(words: str) -> None:
+        print(_sentence(words), end="", file=sys.stderr, flush=True)
+
     try:
-        site = newcomer.enroll(
-            configured, token, lambda words: print(_sentence(words), end="", file=sys.stderr, flush=True)
-        )
+        site = newcomer.enroll(configured, token, tell)
     except TokenError as error:
         return _failed(str(error), BAD_DATA)
     except newcomer.NotLetIn as error:
@@ -254,21 +265,10 @@ def _enroll(configured: Settings, token: str) -> int:
     return 0
 
 
-def _lift_clock(configured: Settings) -> int:
-    try:
-        behind_s = newcomer.lift_clock(configured)
-    except EdgeError as error:
-        return _failed(error.cause, NO_PERMISSION)
-    if behind_s is not None:
-        print(f"The clock was {behind_s / 86_400:.1f} days behind what has certainly passed.")
-    return 0
-
-
 def _reset(configured: Settings, sure: bool) -> int:
     if not sure:
-        print(
-            "This box forgets its key, certificate and documents, and ends all tunnels. Type reset to go on: ", end=""
-        )
+        print("This box forgets its key, certificate and documents, and ends all tunnels.")
+        print("Type reset to go on: ", end="", flush=True)
         try:
             sure = input().strip() == "reset"
         except EOFError:
@@ -276,11 +276,39 @@ def _reset(configured: Settings, sure: bool) -> int:
         if not sure:
             return _failed("nothing was changed", NOT_LET_IN)
     try:
-        newcomer.reset(configured)
+        # First nobody may talk, then it is forgotten who may.
+        down.take_down(configured)
+        newcomer.forget(configured.state_dir)
     except EdgeError as error:
         return _failed(error.cause, NO_PERMISSION if error.op == "authorise" else UNAVAILABLE)
     print("This box is new.")
     return 0
+
+
+def _boot(configured: Settings, charon_group: str | None) -> int:
+    try:
+        booted = boot.boot(configured, charon_group)
+    except EdgeError as error:
+        return _failed(f"this router is not locked and does not forward: {error}", UNAVAILABLE)
+    if booted.clock_lifted_s:
+        print(f"The clock was at least {booted.clock_lifted_s:.0f} s behind, and was set forward.")
+    if booted.document is None:
+        print(f"Locked; nothing is forwarded: {booted.reason}.")
+    else:
+        epoch, version = booted.document
+        print(f"Locked as the document (epoch {epoch}, version {version}) says, and forwarding what it lists.")
+    return 0
+
+
+def _down(configured: Settings) -> int:
+    try:
+        taken = down.take_down(configured)
+    except EdgeError as error:
+        return _failed(str(error), UNAVAILABLE)
+    print(f"Forwarding is off, {taken.ike_sas} IKE_SAs are ended, and routes, rules and the table are gone.")
+    for failure in taken.failures:
+        print(f"Not taken away: {failure}.")
+    return UNAVAILABLE if taken.failures else 0
 
 
 def _run(configured: Settings) -> int:

@@ -1,6 +1,6 @@
-"""Which edges and loops make a box a site, and a site a new box again? The other composition root, beside app.
+"""Which edges and loops make a box a site? A composition root of its own, below app.
 
-`enrolled` is the daemon's life until it is let in; `enroll` and `reset` are what an operator does at a shell.
+`enrolled` is the daemon's life until it is let in; `enroll` is what an operator does at a shell.
 """
 
 from __future__ import annotations
@@ -14,9 +14,7 @@ import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.core import firewall
 from cpe_agent.core.enrolment import BY_HAND, ENROLMENT, Kind, TokenError, parse_token
-from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.edge import ipsec
 from cpe_agent.edge.box import box
 from cpe_agent.edge.control import ask, serve_control
@@ -25,7 +23,7 @@ from cpe_agent.edge.enrolment import HttpsEnrolment
 from cpe_agent.edge.metrics import serve_metrics
 from cpe_agent.edge.names import Names
 from cpe_agent.edge.nftables import NftablesFirewall
-from cpe_agent.edge.reset import end_all, forget, give_to_owner
+from cpe_agent.edge.reset import forget, give_to_owner
 from cpe_agent.edge.store import FileStore
 from cpe_agent.edge.tokens import find_token
 from cpe_agent.log import get_logger
@@ -44,6 +42,8 @@ CONTROL_SOCKET = "control.sock"
 # How often `enroll` looks how far it is.
 ASK_AGAIN_S = 0.2
 AWAY_S = 10.0
+
+__all__ = ["CONTROL_SOCKET", "NotLetIn", "already", "enroll", "enrolled", "forget", "stop_on_signal"]
 
 Tell = Callable[[str], None]
 
@@ -81,36 +81,6 @@ def enroll(settings: Settings, text: str, tell: Tell) -> str:
         if not failing:
             return site
         told = _told(Kind(failing[0].type), failing[0].reason, told, tell)
-
-
-def reset(settings: Settings) -> None:
-    """Make this box new: no key, no certificate, no document; the door shut, no tunnels. Raises `EdgeError`, also while
-    an agent runs."""
-    try:
-        ask(settings.run_dir / CONTROL_SOCKET, "status")
-    except EdgeError as error:
-        if error.op != "connect":
-            raise
-    else:
-        raise EdgeError("control", "reset", "an agent is running: stop it first (systemctl stop cpe-agent)")
-    forget(settings.state_dir)
-    trio.run(_take_down, settings)
-
-
-def lift_clock(settings: Settings) -> float | None:
-    """Set the system's clock to what has certainly passed, if it says less: charon knows no floor. Returns by how many
-    seconds it was behind, or None. Raises `EdgeError`."""
-    clock = FlooredClock(FileStore(settings.state_dir))
-    clock.load()
-    now = clock.now()
-    if now.trusted:
-        return None
-    behind_s = now.now - time.time()
-    try:
-        time.clock_settime(time.CLOCK_REALTIME, now.now)
-    except OSError as error:
-        raise EdgeError("kernel", "set clock", f"the clock cannot be set: {error.strerror}: be root") from None
-    return behind_s
 
 
 async def enrolled(settings: Settings) -> Enrolment | None:
@@ -215,13 +185,3 @@ def _enroller(settings: Settings, store: FileStore, credentials: Credentials, to
     port = HttpsEnrolment(Names(store), clock.now_s)
     sources = functools.partial(find_token, token or settings.token, settings.token_file)
     return Enroller(port, credentials, store, clock, box(store).instance, sources)
-
-
-async def _take_down(settings: Settings) -> None:
-    """The door shut, and no tunnel of ours left. charon may be away: then it holds none."""
-    port = NftablesFirewall()
-    wanted = ruleset(None, ipsec.resolve(settings.backend))
-    for ops in firewall.diff(wanted, await port.read()):
-        if ops:
-            await port.apply(ops)
-    await end_all(settings.vici_socket)

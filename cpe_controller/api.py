@@ -159,7 +159,8 @@ class _Api:
         return Response(openapi.text(), media_type="application/json")
 
     def _let_in(self, holder: pki.Holder) -> None:
-        stands = self._feed.standing(holder.site)
+        # From the store itself, and not as the feed has it a moment later: who is revoked is out at once.
+        stands = standing.of(self._store, holder.site)
         if not stands.admits(holder.generation):
             why = "is revoked" if stands.revoked else "has its place taken by another box"
             raise Refused("revoked", f"{holder.site} {why}: this certificate lets nobody in any more")

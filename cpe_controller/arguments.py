@@ -142,6 +142,11 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     into = "where to put SITE.key, SITE.pem, root.pem"
     cert.add_argument("--out", type=Path, required=True, metavar="DIR", help=into)
 
+    rotate = commands.add_parser("rotate", help="another policy key, with no site left behind")
+    rotate.add_argument("do", choices=("start", "finish"))
+    rotate.add_argument("--public", type=Path, metavar="FILE", help="the new public key (PEM), if the key is elsewhere")
+    rotate.add_argument("--leave-behind", action="store_true", help="give up sites that have not confirmed")
+
     backup = commands.add_parser("backup", help="everything but the root's key, in one file; the controller may run")
     backup.add_argument("file", type=Path, metavar="FILE")
     restore = commands.add_parser("restore", help="a new state directory from a backup, in a new epoch")

@@ -25,7 +25,7 @@ from cpe_controller import audit
 from cpe_controller.files import SetupError, save
 from cpe_controller.publish import ROLLOUT, WAITING
 from cpe_controller.reports import STATUS
-from cpe_controller.setup import SETUP, STORE, Setup, opened
+from cpe_controller.setup import NEXT_KEY, SETUP, STORE, Setup, opened
 from cpe_controller.store import MAX_WRITES, Store, Write
 
 # Name -> mode. signing.key is left out where it is not held.
@@ -37,8 +37,9 @@ FILES = {
     "server.key": 0o600,
     "signing.pub": 0o644,
     "signing.key": 0o600,
+    NEXT_KEY: 0o600,
 }
-_OPTIONAL = ("signing.key",)
+_OPTIONAL = ("signing.key", NEXT_KEY)
 # A store of 10,000 sites has about 100 MB.
 FILE_MAX_BYTES = 4 * 1024**3
 

@@ -103,7 +103,7 @@ class Changes:
 
     def _news(self, site: str, order: Order, inline: int) -> bytes:
         line: dict[str, object] = {"epoch": order[0], "version": order[1]}
-        published = self._published(site) if inline else None
+        published = (self._feed.document(site) or self._published(site)) if inline else None
         if published is not None and len(published.raw) <= inline:
             line = {
                 "epoch": published.epoch,

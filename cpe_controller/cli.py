@@ -94,6 +94,8 @@ def _command(told: argparse.Namespace) -> Command:
             return commands.Replace(told.site, told.hours)
         case "revoke":
             return commands.Revoke(told.site)
+        case "rotate":
+            return commands.Rotate(told.do, None if told.public is None else _text(told.public), told.leave_behind)
         case "audit":
             return commands.Audit(told.check)
     raise AssertionError(told.command)

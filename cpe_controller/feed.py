@@ -18,6 +18,9 @@ from cpe_controller.store import Entry, Store
 # An agent holds one. The others are what it left behind when its uplink died; the oldest gives way.
 MAX_STREAMS = 4
 
+# What a branch has, so that 2,000 that are woken together are not 2,000 reads. A hub's is read when it is asked for.
+KEPT_MAX_BYTES = 16 * 1024
+
 Order = tuple[int, int]
 
 
@@ -35,6 +38,7 @@ class Feed:
         self.closing = False
         self._store = store
         self._orders: dict[str, Order] = {}
+        self._documents: dict[str, Published] = {}
         self._standings: dict[str, Standing] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._streams: dict[str, list[Stream]] = {}
@@ -50,6 +54,10 @@ class Feed:
     def order(self, site: str) -> Order | None:
         """None: there is no document for this site."""
         return self._orders.get(site)
+
+    def document(self, site: str) -> Published | None:
+        """The document that `order` names, if it is a small one."""
+        return self._documents.get(site)
 
     def orders(self) -> dict[str, Order]:
         return dict(self._orders)
@@ -109,6 +117,10 @@ class Feed:
             self._orders[site] = (published.epoch, published.version)
         else:
             self._orders.pop(site, None)
+        if published is not None and 0 < len(published.raw) <= KEPT_MAX_BYTES:
+            self._documents[site] = published
+        else:
+            self._documents.pop(site, None)
         self._wake(site)
 
     def _note_standing(self, entry: Entry) -> None:

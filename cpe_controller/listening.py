@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 
 import uvicorn
 from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from cpe_controller.authorities import ServerFiles
 from cpe_controller.files import SetupError
@@ -24,14 +24,18 @@ SHUTDOWN_S = 1
 DEAD_CLIENT_MS = 30_000
 # Whoever connects and asks nothing for so long is cut off.
 SILENT_S = 30.0
+# Of a request's line and headers.
+HEAD_MAX_BYTES = 64 * 1024
 BACKLOG = 2048
 
 
-class Tls(H11Protocol):
+class Tls(HttpToolsProtocol):
     """Hands the app who the client is (`certified_names`, `certified_until`) and its `transport`; uvicorn hands on
     neither."""
 
     asked = False
+    reading_body = False
+    unread = 0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -50,9 +54,20 @@ class Tls(H11Protocol):
         self._silent.cancel()
         super().connection_lost(exc)
 
-    def handle_events(self) -> None:
-        super().handle_events()
-        self.asked = self.asked or bool(self.cycle)
+    def data_received(self, data: bytes) -> None:
+        self.unread += len(data)
+        if not self.reading_body and self.unread > HEAD_MAX_BYTES:
+            self.transport.abort()  # the parser would take any number of headers
+        else:
+            super().data_received(data)
+
+    def on_headers_complete(self) -> None:
+        self.asked = self.reading_body = True
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.reading_body, self.unread = False, 0
+        super().on_message_complete()
 
     def _cut_if_silent(self) -> None:
         if not self.asked:
@@ -129,7 +144,7 @@ def bind(listen: str | None, port: int) -> socket.socket:
 def _config(app: ASGIApp, tls: ssl.SSLContext | None, limit_concurrency: int | None) -> uvicorn.Config:
     config = uvicorn.Config(
         app,
-        http=H11Protocol if tls is None else Tls,
+        http=HttpToolsProtocol if tls is None else Tls,
         loop="asyncio",
         ws="none",
         lifespan="off",

@@ -39,7 +39,8 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     branches = _branches(top, templates, probe, management, {hub.name for hub in hubs})
     overlay = values.subnet(top["overlay"])
     check_overlaps(overlay, (*hubs, *branches), source, whole.lines)
-    classes = values.classes(top.mapping("classes"))
+    uplinks = {text for site in (*hubs, *branches) for uplink in site.uplinks for text in (uplink.name, uplink.kind)}
+    classes = values.classes(top.mapping("classes"), uplinks)
     known = services(top.mapping("services"), hubs)
     on_expiry = top.get("on_expiry")
     return Network(

@@ -19,8 +19,6 @@ STATUS = "status/"
 # What a stream or a fetch says is only that the site lives: the store hears of it so often at most.
 CONTACT_S = 30.0
 
-_Word = Annotated[str, msgspec.Meta(max_length=200)]
-_Words = Annotated[str, msgspec.Meta(max_length=2000)]
 _Number = Annotated[int, msgspec.Meta(ge=0, lt=2**53)]
 
 
@@ -29,7 +27,7 @@ class Taken(msgspec.Struct, frozen=True):
 
     epoch: _Number
     version: _Number
-    at: float | _Word | None = None
+    at: float | str | None = None
 
     @property
     def order(self) -> tuple[int, int]:
@@ -41,7 +39,7 @@ class Rejected(msgspec.Struct, frozen=True):
 
     epoch: _Number
     version: _Number
-    reason: _Words = ""
+    reason: str = ""
     reverted: bool = False
 
     @property
@@ -50,20 +48,20 @@ class Rejected(msgspec.Struct, frozen=True):
 
 
 class Said(msgspec.Struct, frozen=True):
-    """A condition."""
+    """A condition; `since` as the agent writes it."""
 
-    type: _Word
-    subject: _Word = ""
-    reason: _Words = ""
-    severity: _Word = "degraded"
-    since: float = 0.0
+    type: str
+    subject: str = ""
+    reason: str = ""
+    severity: str = "degraded"
+    since: float | str | None = None
 
 
 class Path(msgspec.Struct, frozen=True):
     """`path` is uplink.peer.endpoint."""
 
-    path: _Word
-    state: _Word
+    path: str
+    state: str
 
     @property
     def peer(self) -> str:
@@ -73,15 +71,15 @@ class Path(msgspec.Struct, frozen=True):
 class Report(msgspec.Struct, frozen=True):
     """The body of POST /v1/status. What a newer agent says beside it is left unread."""
 
-    instance: _Word = ""
-    boot_id: _Word = ""
-    agent_version: _Word = ""
-    schemas: Annotated[tuple[_Number, ...], msgspec.Meta(max_length=100)] = (1,)
+    instance: str = ""
+    boot_id: str = ""
+    agent_version: str = ""
+    schemas: tuple[_Number, ...] = (1,)
     applied: Taken | None = None
     confirmed: bool = False
     rejected: Rejected | None = None
-    conditions: Annotated[tuple[Said, ...], msgspec.Meta(max_length=1000)] = ()
-    paths: Annotated[tuple[Path, ...], msgspec.Meta(max_length=10_000)] = ()
+    conditions: tuple[Said, ...] = ()
+    paths: tuple[Path, ...] = ()
     serving: bool | None = None
 
     def peers_up(self) -> frozenset[str]:

@@ -11,12 +11,14 @@ import asyncio
 import contextlib
 import datetime as dt
 import logging
+import resource
 import signal
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import uvloop
 from cryptography import x509
 
 from cpe_controller import api, authorities, enrolment, metrics, rolling
@@ -89,7 +91,15 @@ def serve(state_dir: Path, told: Serving, ready: Callable[[str], None]) -> None:
                 Listener(metrics.make_app(facts), socket, None, lambda url: ready(f"metrics on {url}/metrics"))
             )
         control = Control(told.socket, state_dir, told.group)
-        asyncio.run(_serve(listeners, [feed.run, control.run, lambda: _beat(store, reports)]))
+        _raise_open_files()
+        # Its TLS takes a quarter of the memory that asyncio's takes for a connection, and half the time.
+        uvloop.run(_serve(listeners, [feed.run, control.run, lambda: _beat(store, reports)]))
+
+
+def _raise_open_files() -> None:
+    """A stream per site: as many as we are allowed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _enrol_port(told: Serving, usual: int) -> int:

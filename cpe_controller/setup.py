@@ -37,6 +37,8 @@ __all__ = ["Setup", "SetupError", "apply", "init_state", "issue_site", "opened",
 
 STORE = "store.sqlite"
 SETUP = "setup"
+# What signs documents once a rotation is finished.
+NEXT_KEY = "signing.next.key"
 
 _HOST_NAME = re.compile(
     r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z"
@@ -169,6 +171,12 @@ def save_signing_keys(state_dir: Path, keys: Sequence[SigningKey]) -> None:
 def signer(state_dir: Path, key: Path | None = None) -> Signer:
     """What signs documents; `key` is where it is kept, if it is not here."""
     path = key or state_dir / "signing.key"
+    if key is None and (state_dir / NEXT_KEY).exists():
+        # Since `rotate finish` sites expect the next key's signature; until then, the first one's.
+        following = Signer.from_pem(read(state_dir / NEXT_KEY))
+        if following.public == signing_keys(state_dir)[0]:
+            save(path, following.pem(), 0o600)
+            (state_dir / NEXT_KEY).unlink()
     if not path.exists():
         raise SetupError(
             f"{path} is not there, so nothing can be signed here: write what is to be signed to a file (apply "

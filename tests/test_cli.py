@@ -6,16 +6,14 @@ import io
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
 import pytest
 
-from cpe_agent import __version__, app, cli, newcomer
+from cpe_agent import __version__, app, cli, down, newcomer
 from cpe_agent.core.enrolment import TokenError
-from cpe_agent.edge.store import FileStore
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity, Status
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
@@ -346,33 +344,22 @@ class TestNewcomer:
         typed: str,
         done: bool,
     ) -> None:
-        asked: list[Settings] = []
-        monkeypatch.setattr(newcomer, "reset", asked.append)
+        asked: list[str] = []
+        monkeypatch.setattr(down, "take_down", lambda settings: asked.append("down"))
+        monkeypatch.setattr(newcomer, "forget", lambda state_dir: asked.append("forget"))
         monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
         assert cli.main(["reset", "-c", config]) == (0 if done else 1)
-        assert bool(asked) is done
+        assert asked == ["down", "forget"] * done
         assert cli.main(["reset", "--yes", "-c", config]) == 0
-        assert len(asked) == 1 + done
+        assert asked == ["down", "forget"] * (1 + done)
 
-    def test_reset_does_not_take_a_running_agent_down(
+    def test_reset_forgets_nothing_while_an_agent_runs(
         self, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        monkeypatch.setattr(newcomer, "ask", lambda path, command: b"{}")
-        assert cli.main(["reset", "--yes", "-c", config]) == cli.UNAVAILABLE
-        assert "stop it first" in capsys.readouterr().err
+        def running(settings: Settings) -> None:
+            raise EdgeError("control", "listen", "another agent is running")
 
-    def test_a_clock_that_is_behind_is_lifted_and_no_other(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        path = tmp_path / "agent.yaml"
-        path.write_text(f"state_dir: {tmp_path}/state\n")
-        floor = time.time() - 100
-        FileStore(tmp_path / "state").save_clock_floor(floor)
-        clock: list[float] = []
-        monkeypatch.setattr(time, "clock_settime", lambda which, wall_s: clock.append(wall_s))
-        assert cli.main(["lift-clock", "-c", str(path)]) == 0
-        assert clock == []
-        FileStore(tmp_path / "state").save_clock_floor(floor + 10 * 86_400)
-        assert cli.main(["lift-clock", "-c", str(path)]) == 0
-        assert clock == [floor + 10 * 86_400]
-        assert "10.0 days behind" in capsys.readouterr().out
+        monkeypatch.setattr(down, "take_down", running)
+        monkeypatch.setattr(newcomer, "forget", lambda state_dir: pytest.fail("it was forgotten"))
+        assert cli.main(["reset", "--yes", "-c", config]) == cli.UNAVAILABLE
+        assert "another agent is running" in capsys.readouterr().err

@@ -82,7 +82,7 @@ def clock(floor: float | None, now: float) -> tuple[Condition, ...]:
     epoch = dt.datetime(1970, 1, 1, tzinfo=dt.UTC)
     said, passed = (epoch + dt.timedelta(seconds=moment) for moment in (now, floor))
     reason = f"this router's clock says {said:%Y-%m-%d}, but {passed:%Y-%m-%d} has passed"
-    mend = "set it (`cpe-agent lift-clock` as root, or a time server); charon may refuse certificates"
+    mend = "set it (a time server, or `cpe-agent boot` as root); charon may refuse certificates"
     return (Condition("ClockUntrusted", "", f"{reason}: {mend}"),)
 
 

@@ -12,6 +12,8 @@ which they matter. Theory of operation:
 - A traffic child lives on its bundle's active path. The one left behind is ended only when the new one is installed.
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
   traffic child comes first and the probe second.
+- A traffic child through which nothing comes back is ended first and started anew then: in one IKE_SA charon refuses
+  a second one like it.
 - Children that go beyond the present configuration (a LAN that was removed) are ended, on hubs too.
 """
 
@@ -246,10 +248,10 @@ def _surplus(
             best = _installed(sa, config)
             doubled = best is not None and best.unique_id != child.unique_id and child.state == "INSTALLED"
             # A double, or one with yesterday's selectors, goes once the right one is there; at once if it goes too far.
-            surplus = doubled or (best is None and not _covered(child, config))
+            surplus = doubled or (best is None and not _covered(child, config)) or child.unique_id in wanted.remake
         else:
             # A bundle that is not placed yet (the agent has just started) keeps its child: it will be adopted.
-            surplus = config is None or child.name in carrying
+            surplus = config is None or child.name in carrying or child.name in wanted.barred
         if surplus:
             ends.append(TerminateChild(child.unique_id))
     return ends

@@ -184,6 +184,7 @@ def _paths(status: Status) -> Iterator[Metric]:
 
 def _bundles(status: Status) -> Iterator[Metric]:
     active = _gauge("bundle_active_path_info", "The path that carries the bundle now.", "bundle", "path")
+    # The reasons are listed in docs/ARCHITECTURE.md (Steering).
     moves = CounterMetricFamily(PREFIX + "bundle_moves", "Moves of the bundle, by reason.", labels=("bundle", "reason"))
     for bundle in status.bundles:
         if bundle.active_path is not None and bundle.installed:

@@ -213,7 +213,8 @@ class InForce:
 
     def _before(self) -> Before:
         state = self._cells.controller.value
-        in_sync = {name for name in LOCAL_TARGETS if (t := self._cells.targets.value.get(name)) and t.in_sync}
+        # Taken by the kernel; that somebody else is in the way there is no fault of a document's.
+        in_sync = {name for name in LOCAL_TARGETS if (t := self._cells.targets.value.get(name)) and not t.error}
         return Before(self._healthy(), frozenset(in_sync), state.last_contact is not None and not state.error)
 
     def _see(self, trial: Trial) -> Seen:
@@ -226,7 +227,7 @@ class InForce:
         in_sync = frozenset(
             name
             for name in LOCAL_TARGETS
-            if (now := targets.get(name)) and now.in_sync and (settled or now is not then.get(name))
+            if (now := targets.get(name)) and not now.error and (settled or now is not then.get(name))
         )
         return Seen(self._healthy(), in_sync, controller=self._reached is not None and _same(self._reached, trial))
 

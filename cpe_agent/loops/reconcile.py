@@ -20,7 +20,7 @@ from contextlib import aclosing, suppress
 import msgspec
 import trio
 
-from cpe_agent.core import doubled, duplicates, firewall, routes, tunnels, verify_tunnels
+from cpe_agent.core import doubled, duplicates, firewall, routes, silence, tunnels, verify_tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
@@ -83,6 +83,7 @@ class Reconciler:
         self._placed: Mapping[Path, frozenset[str]] = {}
         self._tunnels_wake_at = math.inf
         self._doubled = doubled.Doubled()
+        self._ears: silence.Ears = {}
         # What charon carries for its diallers, as routes; None until it was asked.
         self._carried: frozenset[Route] | None = None
         # The plan whose rules and routes were seen to: tunnels follow this one, never one that nothing locks yet.
@@ -234,9 +235,19 @@ class Reconciler:
             self.bell.ring(ROUTES)
         return stale(self._doubled, now)
 
+    def _listen(self, plan: Plan, charon: Charon) -> frozenset[int]:
+        """The traffic CHILD_SAs that are to be made anew because nothing comes back."""
+        active, tracks = self._cells.active.value, self._cells.verdicts.value.tracks
+        silent = silence.step(self._ears, plan.dataplane.bundles, active, charon, tracks, trio.current_time())
+        self._ears = silent.ears
+        self._cells.silent.set(silent.conditions)
+        return silent.remake
+
     async def _keep_tunnels(self) -> None:
         while True:
-            until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
+            until = trio.current_time() + BACKSTOP_S
+            if self._locked_plan is not None:
+                until = min(until, self._tunnels_wake_at, self._tunnels_target.retry_at)
             await self.tunnels_bell.wait(until)
             if self._locked_plan is not None:
                 await self._pass_tunnels()
@@ -249,8 +260,10 @@ class Reconciler:
                 await self._start_traffic(self._wanted_tunnels(self._locked_plan))
 
     def _wanted_tunnels(self, plan: Plan) -> Tunnels:
+        bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
         active, dead = self._cells.active.value, self._cells.verdicts.value.dead
-        return with_active(plan.dataplane.tunnels, plan.dataplane.bundles, active, dead)
+        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead)
+        return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
 
     async def _pass_tunnels(self) -> None:
         async with self._tunnels_lock:
@@ -277,8 +290,11 @@ class Reconciler:
         # As of now: what was moved during the look and is started already must not be taken for a stray.
         plan = self._locked_plan
         assert plan is not None
-        wanted = self._wanted_tunnels(plan)
-        wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
+        wanted = msgspec.structs.replace(
+            self._wanted_tunnels(plan),
+            stale=self._look_at_branches(plan, observed),
+            remake=self._listen(plan, observed),
+        )
         looked_at = (wanted, self._cells.charon.value)
         if self._tunnels_at_rest == looked_at:
             self._tunnels_target.seen(True)
@@ -287,7 +303,8 @@ class Reconciler:
         step = tunnels.step(wanted, observed, self._attempts, trio.current_time())
         self._attempts = step.attempts
         self._tunnels_wake_at = math.inf if step.wake_at is None else step.wake_at
-        in_sync = not any(True for _ in verify_tunnels.tunnels(wanted, plan.dataplane.bundles, observed))
+        carried = (bundle for bundle in plan.dataplane.bundles if bundle.child not in wanted.barred)
+        in_sync = not any(True for _ in verify_tunnels.tunnels(wanted, carried, observed))
         settled = self._settled.get(TUNNELS) == wanted.connections
         drifted = len(tunnels.altered(wanted, observed)) if settled else 0
         refused: EdgeError | None = None

@@ -103,10 +103,18 @@ class Replace(_Command, frozen=True, tag="replace"):
     hours: int
 
 
+class Rotate(_Command, frozen=True, tag="rotate"):
+    """Another policy key; `public` (PEM) if it is kept elsewhere. `leave_behind` gives up sites that do not know it."""
+
+    do: Literal["start", "finish"]
+    public: str | None = None
+    leave_behind: bool = False
+
+
 class Audit(_Command, frozen=True, tag="audit"):
     """The log of deeds; `check` also verifies its chain."""
 
     check: bool = False
 
 
-Command = Apply | Plan | Diff | Import | Rollback | Roll | Status | Drain | Token | Revoke | Replace | Audit
+Command = Apply | Plan | Diff | Import | Rollback | Roll | Status | Drain | Token | Revoke | Replace | Rotate | Audit

@@ -24,9 +24,11 @@ from cpe_controller.commands import (
     Revoke,
     Roll,
     Rollback,
+    Rotate,
     Status,
     Token,
     applying,
+    keys,
     looking,
     sites,
 )
@@ -73,6 +75,8 @@ def _run(state_dir: Path, store: Store, setup: Setup, command: Command, by: str)
             return sites.revoke(state_dir, store, setup, command, by)
         case Replace():
             return sites.replace(state_dir, store, setup, command, by)
+        case Rotate():
+            return keys.rotate(state_dir, store, setup, command, by)
         case Audit():
             return _audit(store, command)
 

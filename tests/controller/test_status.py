@@ -66,7 +66,7 @@ SAID = {
     "confirmed": True,
     "rejected": None,
     "conditions": [{"type": "PathDown", "subject": "lte.cloud.wan", "reason": "3 misses", "severity": "degraded",
-                    "since": 2.0}],
+                    "since": "2026-03-01T12:00:00Z"}],
     "paths": [{"path": "lte.centre.wan", "state": "up"}, {"path": "lte.cloud.wan", "state": "down"}],
     "serving": True,
     "something_newer": 1,
@@ -126,7 +126,7 @@ def test_nonsense_is_no_report(served: Served) -> None:
             (json.dumps(SAID | {"applied": {"epoch": -1, "version": 1}}).encode(), 400),
             (json.dumps(SAID | {"applied": {"epoch": 10**30, "version": 1}}).encode(), 400),
             (json.dumps(SAID | {"confirmed": 7}).encode(), 400),
-            (json.dumps(SAID | {"conditions": [{"type": "x" * 300}]}).encode(), 400),
+            (json.dumps(SAID | {"conditions": [{"subject": "x"}]}).encode(), 400),
             (b" " * 70_000, 413),
         ):
             answer = client.post("/v1/status", content=body)

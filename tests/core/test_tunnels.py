@@ -71,6 +71,14 @@ def wanted_on(path: Path | None, dead: frozenset[int] = frozenset()) -> Tunnels:
     return Tunnels((WIRED, LTE), {path: frozenset({CENTRE})} if path else {}, dead)
 
 
+def remade(*children: int) -> Tunnels:
+    return msgspec.structs.replace(wanted_on(ON_WIRED), remake=frozenset(children))
+
+
+def barred(*names: str) -> Tunnels:
+    return msgspec.structs.replace(wanted_on(None), barred=frozenset(names))
+
+
 def with_other_settings(connection: Connection) -> Connection:
     return msgspec.structs.replace(connection, ike=msgspec.structs.replace(connection.ike, reauth_s=1))
 
@@ -127,6 +135,11 @@ GOOD_LTE = sa_of(LTE, 2, PROBE_CHILD)
         ),
         # A double.
         (wanted_on(ON_WIRED), (sa_of(WIRED, 1, PROBE_CHILD, CENTRE, CENTRE), GOOD_LTE), [TerminateChild(101)]),
+        # Nothing comes back through it: it is ended, and started anew once it is gone.
+        (remade(101), (GOOD_WIRED, GOOD_LTE), [TerminateChild(101)]),
+        (remade(101), (sa_of(WIRED, 1, PROBE_CHILD), GOOD_LTE), [Initiate(WIRED.name, CENTRE)]),
+        # It may live nowhere now, though nobody else carries it.
+        (barred(CENTRE), (GOOD_WIRED, GOOD_LTE), [TerminateChild(101)]),
         # A path that is wanted no more; its traffic is elsewhere.
         (
             wanted_on(ON_WIRED),

@@ -10,6 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from cpe_agent.model.dataplane import MAIN, Route, Ruleset
+from cpe_agent.model.document import Probing
 from cpe_agent.model.observed import Link
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, branch
 from tests.loops.story import Line, expect
@@ -229,6 +230,8 @@ async def test_that_a_lost_link_waits_for_no_reading(autojump_clock: MockClock, 
         assert world.carried() == ON_LTE
         doubled = [line for line in world.story.since(fault_at, "tunnels") if "initiate lte" in line.text]
         assert len(doubled) == 3, doubled
+        said = [line.text for line in world.story.events("link_changed", fault_at) if "interface=wired" in line.text]
+        assert said and not any("state=up" in text for text in said), f"a reading from before was believed: {said}"
 
 
 async def test_that_an_ended_ike_sa_counts_at_once(autojump_clock: MockClock) -> None:
@@ -309,6 +312,22 @@ async def test_that_an_uplink_may_get_another_address(autojump_clock: MockClock)
         loaded = (await world.charon.read()).connections
         assert len(loaded) == 4, f"connections with the old address are still loaded: {sorted(loaded)}"
         assert len(world.charon.ike_sas()) == 4
+
+
+async def test_that_a_failure_is_found_in_time_after_the_pace_was_changed(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(30)
+        slower = Probing(2 * INTERVAL_MS, 2 * INTERVAL_MS, MISSES - 1)
+        uplinks = {name: msgspec.structs.replace(one, probe=slower) for name, one in branch().uplinks.items()}
+        world.publish(branch(2, uplinks=uplinks))
+        await trio.sleep(2)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        await trio.sleep(2 * INTERVAL_S * MISSES + 0.1)
+        assert world.carried() == ON_LTE, "misses are not counted"
+        assert len(world.story.events("bundle_moved", fault_at)) == 3
 
 
 async def test_that_a_removed_pair_takes_its_rule_and_its_tunnel(autojump_clock: MockClock) -> None:

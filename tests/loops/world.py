@@ -6,6 +6,7 @@ done to charon, nftables and netlink, and everything that is logged, is told in 
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
@@ -72,6 +73,9 @@ class World:
         self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
         self.blackholed: set[str] = set()  # uplinks
         self.wall: Callable[[], float] = time.time
+        self.loss: dict[str, float] = {}  # by uplink, 0 to 1
+        self.rtt_s = dict(RTT_S)
+        self.asked: list[tuple[float, str]] = []  # (when, uplink) of every echo request of a probe
         self.site = site
         self.identity = identity
         self.charon.applied = Noted[TunnelOp](
@@ -120,7 +124,7 @@ class World:
         """Would an echo request from `source` reach the hub that has `target`, and be answered?"""
         uplink = PATH_ADDRESSES.get(source)
         hub = next((h for h in HUBS if target in (h.endpoint.probe_address, h.endpoint.ready_address)), None)
-        if uplink is None or hub is None or uplink in self.blackholed:
+        if uplink is None or hub is None or uplink in self.blackholed or random.random() < self.loss.get(uplink, 0.0):
             return False
         if target == hub.endpoint.ready_address and hub.name in self.unready:
             return False
@@ -260,8 +264,10 @@ class _PatientRoutes(FakeRoutes):
         return await super().read()
 
     async def links(self) -> Links:
+        """As they were when the reading began."""
+        found = await super().links()
         await trio.sleep(self._world.reading_takes_s)
-        return await super().links()
+        return found
 
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         await trio.sleep(self._world.kernel_takes_s)
@@ -278,6 +284,7 @@ class Internet(FakeProber):
 
     def send(self, source: str, target: str, sequence: int, size: int = 0) -> bool:
         self.rtt_s.pop((source, target), None)
+        self._world.asked.append((trio.current_time(), PATH_ADDRESSES[source]))
         if self._world.answers(source, target):
-            self.rtt_s[source, target] = RTT_S[PATH_ADDRESSES[source]]
+            self.rtt_s[source, target] = self._world.rtt_s[PATH_ADDRESSES[source]]
         return super().send(source, target, sequence, size)

@@ -13,7 +13,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network
 from typing import Any
@@ -45,6 +45,7 @@ LOAD_S, JOIN_S, EDIT_S, RETURN_S = 60.0, 40.0, 20.0, 60.0
 HUNG_S, QUIET_S = DEFAULT_TIMEOUT_S + 12.0, 10.0
 # Sets of subnets in which neighbours share an element.
 COVERING = ("protected4: ", "probed4: ")
+Range = tuple[int, int]  # first and last address
 
 pytestmark = pytest.mark.timeout(400)
 
@@ -93,12 +94,12 @@ class Hub:
 
 @pytest.fixture(scope="module")
 def hub() -> Iterator[Hub]:
-    with Lab(crowd.network(), name="scale") as lab:
+    with Lab(crowd.network(), name="scale") as lab, ExitStack() as diallers:
         crowd.provision(lab, crowd.network_yaml(range(BRANCHES)))
         lab.controller.start()
         loaded = _load(lab)
         for group in range(LIVE // crowd.TOGETHER):
-            crowd.join(lab, group)
+            diallers.callback(crowd.join(lab, group).close)
         crowd.wait_joined(lab, JOIN_S)
         yield Hub(lab, loaded, served(lab, HUB)["peers"])
 
@@ -144,9 +145,11 @@ def test_that_one_branch_more_or_less_touches_only_its_own(hub: Hub) -> None:
         assert {kind for kind, _ in lost} >= {"connection", "child", "element", "route"}
         assert all(_is_of(branch, hub, text) for _, text in lost), [t for _, t in lost if not _is_of(branch, hub, t)]
         # Neighbouring subnets share an element in these: what counts is which addresses are covered.
-        covered, still = _covered(before), _covered(without)
-        assert still < covered
-        assert covered - still <= _own_addresses(branch, hub)
+        for name in COVERING:
+            covered, still = _covered(before, name), _covered(without, name)
+            uncovered = _minus(covered, still)
+            assert uncovered and not _minus(still, covered)
+            assert not _minus(uncovered, _own_ranges(branch, hub))
         assert not left - ids
         assert all(_stem(name) == branch.name for name, _ in ids - left)
         assert bool(ids - left) == (branch.number < LIVE)
@@ -298,7 +301,8 @@ def _plain(facts: oracle.Facts) -> oracle.Facts:
 def _comparable(facts: oracle.Facts) -> oracle.Facts:
     """A set's elements in one text, since they may be cut in other places."""
     found = _plain(facts)
-    found["covered", str(sorted(_covered(facts)))] = 1
+    for name in COVERING:
+        found["covered", f"{name}{_covered(facts, name)}"] = 1
     return found
 
 
@@ -307,16 +311,16 @@ def _wait_for(hub: Hub, facts: oracle.Facts) -> None:
     wait_until("all is as it was", lambda: _comparable(hub.facts()) == wanted, EDIT_S, interval_s=0.5)
 
 
-def _covered(facts: oracle.Facts) -> set[tuple[str, int]]:
-    """(set, address) of all that the sets with shared elements cover; a LAN is known by its first address."""
-    found: set[tuple[str, int]] = set()
-    for kind, text in facts:
-        name, _, element = text.partition(": ")
-        if kind == "element" and f"{name}: " in COVERING:
-            net = _network(json.loads(element))
-            step = 256 if net.prefixlen <= 24 else 1
-            found |= {(name, int(net.network_address) + offset) for offset in range(0, net.num_addresses, step)}
-    return found
+def _covered(facts: oracle.Facts, name: str) -> list[Range]:
+    """What the set covers, as ranges of addresses that do not touch."""
+    nets = (_network(json.loads(text.removeprefix(name))) for _, text in facts if text.startswith(name))
+    merged: list[Range] = []
+    for first, last in sorted((int(net[0]), int(net[-1])) for net in nets):
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = merged[-1][0], max(merged[-1][1], last)
+        else:
+            merged.append((first, last))
+    return merged
 
 
 def _network(element: Any) -> IPv4Network:
@@ -325,11 +329,23 @@ def _network(element: Any) -> IPv4Network:
     return IPv4Network(element)
 
 
-def _own_addresses(branch: Branch, hub: Hub) -> set[tuple[str, int]]:
+def _minus(ranges: list[Range], others: list[Range]) -> list[Range]:
+    """What of `ranges` is in none of `others`."""
+    left = ranges
+    for first, last in others:
+        left = [
+            part
+            for low, high in left
+            for part in ((low, min(high, first - 1)), (max(low, last + 1), high))
+            if part[0] <= part[1]
+        ]
+    return left
+
+
+def _own_ranges(branch: Branch, hub: Hub) -> list[Range]:
     peer = hub.peers[branch.name]
     inner = [int(IPv4Address(address)) for address in (peer["site_address"], *peer["path_addresses"])]
-    numbers = [int(branch.lan.network_address), *inner]
-    return {(name.removesuffix(": "), number) for name in COVERING for number in numbers}
+    return [(int(branch.lan[0]), int(branch.lan[-1])), *((address, address) for address in inner)]
 
 
 def _counted(site: RunningSite) -> dict[str, int]:
