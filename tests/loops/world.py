@@ -74,6 +74,8 @@ class World:
         self.blackholed: set[str] = set()  # uplinks
         self.wall: Callable[[], float] = time.time
         self.loss: dict[str, float] = {}  # by uplink, 0 to 1
+        # Apart from the waits that the agent draws: one wait more must not lose other packets.
+        self._chance = random.Random(1)
         self.rtt_s = dict(RTT_S)
         self.asked: list[tuple[float, str]] = []  # (when, uplink) of every echo request of a probe
         self.site = site
@@ -124,11 +126,15 @@ class World:
         """Would an echo request from `source` reach the hub that has `target`, and be answered?"""
         uplink = PATH_ADDRESSES.get(source)
         hub = next((h for h in HUBS if target in (h.endpoint.probe_address, h.endpoint.ready_address)), None)
-        if uplink is None or hub is None or uplink in self.blackholed or random.random() < self.loss.get(uplink, 0.0):
+        if uplink is None or hub is None or uplink in self.blackholed or self._lost(uplink):
             return False
         if target == hub.endpoint.ready_address and hub.name in self.unready:
             return False
         return any(self._probes(sa, f"{uplink}.{hub.name}.wan") for sa in self.charon.ike_sas())
+
+    def _lost(self, uplink: str) -> bool:
+        loss = self.loss.get(uplink, 0.0)
+        return loss > 0 and self._chance.random() < loss
 
     async def dataplane(self) -> tuple[Ruleset | None, Routes, tuple[IkeSa, ...]]:
         """Everything that is there, to be compared."""
