@@ -13,7 +13,7 @@ import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.core import obey
+from cpe_agent.core import drill, obey
 from cpe_agent.core.certificate import Life
 from cpe_agent.core.compile import Site
 from cpe_agent.core.expected import expected
@@ -23,23 +23,29 @@ from cpe_agent.core.wanted_ruleset import pair_elements
 from cpe_agent.edge import ipsec
 from cpe_agent.edge.box import box
 from cpe_agent.edge.charon import CharonTunnels
+from cpe_agent.edge.connector import TcpConnector
 from cpe_agent.edge.control import ask, serve_control
 from cpe_agent.edge.controller import HttpsController
 from cpe_agent.edge.credentials import Credentials
+from cpe_agent.edge.early import EarlyEsp
 from cpe_agent.edge.identity import Identity, load_identity
 from cpe_agent.edge.metrics import serve_metrics
 from cpe_agent.edge.names import Names
 from cpe_agent.edge.netlink import Netlink
 from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.prober import IcmpProber
+from cpe_agent.edge.records import RecordFile
 from cpe_agent.edge.store import FileStore
 from cpe_agent.log import configure, get_logger
 from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.confirm import InForce
+from cpe_agent.loops.drill import Drills
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
+from cpe_agent.loops.metering import Metering
+from cpe_agent.loops.own_way import keep_own_way
 from cpe_agent.loops.pathmtu import PathMtus
 from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.probing import Probing
@@ -47,6 +53,7 @@ from cpe_agent.loops.readiness import ReadinessKeeper
 from cpe_agent.loops.reconcile import Reconciler
 from cpe_agent.loops.renew import Renewer
 from cpe_agent.loops.report import Reporter
+from cpe_agent.loops.services import ServiceProbing
 from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.loops.stored import read_stored
 from cpe_agent.model.condition import Condition, DrainAnswer, RollbackAnswer, Status
@@ -54,6 +61,7 @@ from cpe_agent.model.dataplane import Backend, Dataplane, Routes, Ruleset
 from cpe_agent.model.difference import Verification
 from cpe_agent.model.document import Document, DocumentError
 from cpe_agent.model.document_check import decode
+from cpe_agent.model.drill import DrillProgress, DrillRecord
 from cpe_agent.model.observed import Charon, Link, Links
 from cpe_agent.newcomer import CONTROL_SOCKET, already, enrolled, stop_on_signal
 from cpe_agent.ports import EdgeError
@@ -88,6 +96,31 @@ def drain(settings: Settings, drained: bool) -> DrainAnswer:
 def rollback(settings: Settings) -> RollbackAnswer:
     """Tell the running daemon to go back to the document before. Raises `EdgeError` if there is none of either."""
     return msgspec.json.decode(ask(settings.run_dir / CONTROL_SOCKET, "rollback"), type=RollbackAnswer)
+
+
+def start_drill(settings: Settings, kind: str, name: str) -> DrillProgress:
+    """Begin a drill. Raises `EdgeError` if there is no daemon, or it refuses."""
+    return msgspec.json.decode(ask(settings.run_dir / CONTROL_SOCKET, f"drill {kind} {name}"), type=DrillProgress)
+
+
+def drill_progress(settings: Settings) -> DrillProgress:
+    """How far it is. Raises `EdgeError`."""
+    return msgspec.json.decode(ask(settings.run_dir / CONTROL_SOCKET, "drill"), type=DrillProgress)
+
+
+def drill_lines(settings: Settings) -> tuple[bytes, ...]:
+    """The records as they are on the disk; the daemon may run or not. Raises `EdgeError`."""
+    return RecordFile(settings.state_dir).lines()
+
+
+def drill_records(lines: tuple[bytes, ...]) -> tuple[DrillRecord, ...]:
+    """Those of the lines that can be read."""
+    return drill.records(lines)
+
+
+def check_drills(lines: tuple[bytes, ...]) -> str:
+    """What is wrong with the chain of records; "" if nothing is."""
+    return drill.check(lines)
 
 
 class Living(msgspec.Struct, frozen=True):
@@ -227,6 +260,7 @@ async def _live(settings: Settings) -> None:
     firewall, netlink, prober, lan_prober = NftablesFirewall(), Netlink(), IcmpProber(), IcmpProber()
     store = FileStore(settings.state_dir)
     mtu_prober = IcmpProber(whole=True)
+    early = EarlyEsp()
     charon = charon_port(settings, identity, backend)
     clock = FlooredClock(store)
     clock.load()
@@ -237,7 +271,11 @@ async def _live(settings: Settings) -> None:
     probing = Probing(cells, prober)
     in_force = InForce(cells, store, clock, settings.site, _keys(settings), probing.tracks)
     follower = Follower(cells, controller, in_force)
-    reconciler = Reconciler(cells, firewall, netlink, charon, backend)
+    service_prober = IcmpProber()
+    service_probing = ServiceProbing(cells, service_prober, TcpConnector())
+    drill_prober = IcmpProber()
+    drills = Drills(cells, drill_prober, RecordFile(settings.state_dir), settings.site)
+    reconciler = Reconciler(cells, firewall, netlink, charon, backend, early)
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
     cells.certificate.set(_life(identity))
 
@@ -251,18 +289,25 @@ async def _live(settings: Settings) -> None:
     renewer = Renewer(cells, controller, credentials, clock, renewed, follower.ways)
     announcer = Announcer(cells, controller, reporter, box(store), follower.ways)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
+    metering = Metering(cells, netlink, store)
     readiness.load()
+    drills.load()
     in_force.load()
+    metering.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         # First of all: it holds the lock, and of two agents the second must not have touched anything.
-        answer = functools.partial(_answer, reporter, readiness, in_force)
+        answer = functools.partial(_answer, reporter, readiness, drills, in_force)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
         nursery.start_soon(watch_links, cells, netlink, reconciler.bell)
         nursery.start_soon(readiness.run)
         nursery.start_soon(keep_plan, cells, Site(identity.name, backend))
         nursery.start_soon(probing.run)
         nursery.start_soon(steer_bundles, cells)
+        nursery.start_soon(metering.run)
+        nursery.start_soon(keep_own_way, cells)
+        nursery.start_soon(service_probing.run)
+        nursery.start_soon(drills.run)
         nursery.start_soon(PathMtus(cells, mtu_prober).run)
         nursery.start_soon(reconciler.run)
         nursery.start_soon(reporter.run)
@@ -278,15 +323,25 @@ async def _live(settings: Settings) -> None:
     await prober.aclose()
     await lan_prober.aclose()
     await mtu_prober.aclose()
+    await service_prober.aclose()
+    await drill_prober.aclose()
     await controller.aclose()
     charon.close()
+    early.close()
     log.info("agent_stopped")
 
 
-async def _answer(reporter: Reporter, readiness: ReadinessKeeper, in_force: InForce, command: str) -> bytes:
+async def _answer(
+    reporter: Reporter, readiness: ReadinessKeeper, drills: Drills, in_force: InForce, command: str
+) -> bytes:
     """Answer of the control socket. Raises EdgeError for a command that it does not know."""
     if command == "status":
         return msgspec.json.encode(await reporter.status())
+    if command == "drill":
+        return msgspec.json.encode(drills.progress())
+    match command.split(" "):
+        case ["drill", ("uplink" | "hub") as kind, name]:
+            return msgspec.json.encode(drills.start(kind, name))
     if command in ("drain", "undrain"):
         return msgspec.json.encode(readiness.set_drained(command == "drain"))
     if command == "rollback":

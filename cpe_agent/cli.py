@@ -5,7 +5,6 @@ The commands: the only place that prints and that sets exit codes. An expected f
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
@@ -13,18 +12,18 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import msgspec
 
 from cpe_agent import __version__, app, boot, down, newcomer
+from cpe_agent.arguments import USAGE, parser
 from cpe_agent.core.enrolment import TokenError
-from cpe_agent.listing import render_preview, render_verification
+from cpe_agent.listing import render_drills, render_preview, render_verification
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity
 from cpe_agent.model.document import MAX_BYTES, DocumentError
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
-from cpe_agent.settings import DEFAULT_PATH, Settings, SettingsError, load_settings
+from cpe_agent.settings import Settings, SettingsError, load_settings
 
 # What `status` says to a script; 4 (blocked) is kept free.
 EXIT_CODES = {Severity.OK: 0, Severity.DEGRADED: 1, Severity.DOWN: 2}
@@ -35,27 +34,23 @@ IN_SYNC, DIFFERS, NOT_VERIFIED = 0, 1, 3
 NOTHING_BEFORE = 1
 # What `enroll` says when this token lets nobody in, and `reset` when it was not wanted.
 NOT_LET_IN = 1
-# Apart from those, so that a script does not take a misspelt option for a broken site: sysexits.h has the numbers.
-USAGE = 64
+# Apart from those, as USAGE is: sysexits.h has the numbers.
 BAD_DATA = 65
 NO_INPUT = 66
 UNAVAILABLE = 69
 NO_PERMISSION = 77
 CONFIGURATION = 78
 
+# What `drill` says to a script.
+DRILL_LOSS, DRILL_REFUSED, DRILL_EARLY = 1, 2, 4
+DRILL_INTERVAL_S = 0.2
 WATCH_INTERVAL_S = 1.0
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Leaves by SystemExit for --help and for usage errors."""
-    asked = _parser().parse_args(arguments)
+    asked = parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name outside the terminal's character set is no reason to fail.
         sys.stdout.reconfigure(errors="replace")
@@ -78,6 +73,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _reset(configured, asked.yes)
     if asked.command == "rollback":
         return _rollback(configured, asked.json)
+    if asked.command == "drill":
+        if asked.records or asked.check:
+            return _printed(lambda: _drill_records(configured, asked.check, asked.json))
+        if asked.kind is None or asked.name is None:
+            return _failed("drill what? `drill uplink NAME`, `drill hub NAME`, `--records` or `--check`", USAGE)
+        return _drill(configured, asked.kind, asked.name, asked.json)
     if asked.command == "boot":
         return _boot(configured, asked.charon_group)
     if asked.command == "down":
@@ -85,84 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.command == "plan":
         return _printed(lambda: _plan(configured, asked.file, asked.json))
     return _status(configured, asked.json, asked.watch)
-
-
-def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
-    common.add_argument(
-        "-c", "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=f"settings (default {DEFAULT_PATH})"
-    )
-    parser = _Parser(prog="cpe-agent", description="The SD-WAN agent of this site.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("run", parents=[common], help="be the daemon, until SIGTERM")
-    status = commands.add_parser(
-        "status",
-        parents=[common],
-        help="how this site fares",
-        epilog="Exits 0 healthy, 1 degraded, 2 down, 3 not running; 64 and above when it could not find out.",
-    )
-    form = status.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="the whole report, for programs")
-    form.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
-    verify = commands.add_parser(
-        "verify",
-        parents=[common],
-        help="compare the kernel and charon with the signed document, now",
-        epilog="Exits 0 in sync, 1 with differences, 3 when it cannot be verified.",
-    )
-    verify.add_argument("--json", action="store_true", help="for programs")
-    plan = commands.add_parser(
-        "plan",
-        parents=[common],
-        help="what would be changed, changing nothing",
-        epilog="Exits 0 whatever it would change, 3 without a document; 64 and above when it could not find out.",
-    )
-    plan.add_argument("file", nargs="?", type=Path, metavar="FILE", help="for this document (JSON, need not be signed)")
-    plan.add_argument("--json", action="store_true", help="for programs")
-    for name, words in (
-        ("drain", "on a hub: let branches move to the other hub; lasts until undrain, over restarts"),
-        ("undrain", "on a hub: let branches come back"),
-    ):
-        drain = commands.add_parser(
-            name, parents=[common], help=words, epilog="Exits 0 also if nothing changed, 3 if no agent is running."
-        )
-        drain.add_argument("--json", action="store_true", help="for programs")
-    rollback = commands.add_parser(
-        "rollback",
-        parents=[common],
-        help="back to the document before, until the controller has a newer one than ever",
-        epilog="Exits 0 when it is in force, 1 if there is none to go back to, 3 if no agent is running.",
-    )
-    rollback.add_argument("--json", action="store_true", help="for programs")
-    enroll = commands.add_parser(
-        "enroll",
-        parents=[common],
-        help="let this box in by a token",
-        epilog="Tries until it is let in. Exits 0 then, 1 if only another token helps, 65 if the text is no token.",
-    )
-    enroll.add_argument("token", metavar="TOKEN", help="what `cpe-controller token SITE` printed")
-    reset = commands.add_parser(
-        "reset",
-        parents=[common],
-        help="make this box new: forget key, certificate and documents, end all tunnels",
-        epilog="The agent must be stopped. Exits 0 when it is done, 1 if it was not wanted after all.",
-    )
-    reset.add_argument("--yes", action="store_true", help="do not ask")
-    booting = commands.add_parser(
-        "boot",
-        parents=[common],
-        help="before the network comes up: lift the clock, load both locks from the stored document, then forward",
-        epilog="Run by cpe-agent-boot.service. Exits 0 when the router is locked, 69 when it cannot be.",
-    )
-    booting.add_argument("--charon-group", metavar="GROUP", help="who may use charon's socket (default: root alone)")
-    commands.add_parser(
-        "down",
-        parents=[common],
-        help="take everything of this agent away: forwarding first, then tunnels, routes and the table",
-        epilog="The agent must be stopped. Exits 0 when nothing of it is left.",
-    )
-    commands.add_parser("version", parents=[common], help="print the version")
-    return parser
 
 
 def _printed(report: Callable[[], tuple[int, str]]) -> int:
@@ -283,6 +206,52 @@ def _reset(configured: Settings, sure: bool) -> int:
         return _failed(error.cause, NO_PERMISSION if error.op == "authorise" else UNAVAILABLE)
     print("This box is new.")
     return 0
+
+
+def _drill(configured: Settings, kind: str, name: str, as_json: bool) -> int:
+    pause = threading.Event()
+    told = 0
+    try:
+        progress = app.start_drill(configured, kind, name)
+        while True:
+            for line in () if as_json else progress.said[told:]:
+                print(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+            told = len(progress.said)
+            if not progress.running:
+                break
+            pause.wait(DRILL_INTERVAL_S)
+            progress = app.drill_progress(configured)
+    except KeyboardInterrupt:
+        print("The drill goes on without this command: `cpe-agent drill --records` tells its end.", file=sys.stderr)
+        return DRILL_EARLY
+    except EdgeError as error:
+        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING}.get(error.op, DRILL_REFUSED)
+        return _failed(error.cause, code if told == 0 else DRILL_EARLY)
+    record = progress.record
+    if record is None or record.outcome == "began":
+        return _failed(progress.said[-1] if progress.said else "the drill did not take place", UNAVAILABLE)
+    if as_json:
+        print(_json(record), end="")
+    if record.outcome != "done":
+        return DRILL_EARLY
+    whole = all(move.back_s is not None for move in record.moves) and not any(s.lost for s in record.streams)
+    return 0 if whole else DRILL_LOSS
+
+
+def _drill_records(configured: Settings, check: bool, as_json: bool) -> tuple[int, str]:
+    try:
+        lines = app.drill_lines(configured)
+    except EdgeError as error:
+        return _failed(error.cause, UNAVAILABLE), ""
+    if check:
+        wrong = app.check_drills(lines)
+        if wrong:
+            return _failed(f"the records of drills do not hold: {wrong}", DRILL_LOSS), ""
+        return 0, f"{len(lines)} records, each follows from the one before.\n"
+    found = app.drill_records(lines)
+    if as_json:
+        return 0, "".join(msgspec.json.encode(record).decode() + "\n" for record in found)
+    return 0, render_drills(found)
 
 
 def _boot(configured: Settings, charon_group: str | None) -> int:

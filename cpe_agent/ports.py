@@ -15,9 +15,10 @@ import msgspec
 from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.dataplane import Routes, Ruleset
 from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Renewed
-from cpe_agent.model.observed import Charon, CharonEvent, Glance, Links, Reply
+from cpe_agent.model.observed import Charon, CharonEvent, Glance, LinkCounters, Links, Reply
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 from cpe_agent.model.site_report import SiteReport
+from cpe_agent.model.usage import Usage
 
 
 class EdgeError(Exception):
@@ -114,6 +115,9 @@ class RoutePort(Protocol):
     async def links(self) -> Links:
         """Interfaces, their addresses, carriers and default gateways."""
 
+    async def counters(self) -> LinkCounters:
+        """Bytes that every interface has received and sent."""
+
     def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """Yields when links, addresses, routes or rules changed (anybody's): the interfaces that have just lost their
         carrier or are gone. `links` then says what is there; it may say that one of these is back."""
@@ -128,6 +132,33 @@ class ProbePort(Protocol):
 
     async def replies(self) -> Sequence[Reply]:
         """Wait for replies; returns all that have come. rtt by kernel receive time."""
+
+
+class ConnectPort(Protocol):
+    """TCP from an address of ours."""
+
+    async def connects(self, source: str, server: str, port: int, within_s: float) -> bool:
+        """Is a connection accepted in time? Never raises."""
+
+
+class RecordPort(Protocol):
+    """Lines that are only ever appended to."""
+
+    def lines(self) -> tuple[bytes, ...]:
+        """All of them, without their ends."""
+
+    def append(self, line: bytes) -> None:
+        """Written and on the disk when this returns."""
+
+
+class EarlyPort(Protocol):
+    """ESP that comes before its CHILD_SA is installed."""
+
+    def watch(self, address: str) -> None:
+        """Keep what comes for this address of ours, from now on: once for each set-up that is about to begin."""
+
+    def hand_over(self, address: str, spi: int) -> int:
+        """Give charon again what came for this SPI (0: nothing), and end one watch. Returns how many packets."""
 
 
 class ControllerPort(Protocol):
@@ -230,3 +261,8 @@ class StorePort(Protocol):
         """Whether an operator has drained this hub and not undrained it."""
 
     def save_drained(self, drained: bool) -> None: ...
+
+    def load_usages(self) -> dict[str, Usage]:
+        """What was counted of each uplink, by name; empty if nothing ever was."""
+
+    def save_usages(self, usages: dict[str, Usage]) -> None: ...

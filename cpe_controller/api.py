@@ -84,7 +84,11 @@ class _Api:
         self._network = serves.network
         self._vouching = serves.vouching
         self._changes = Changes(
-            serves.feed, serves.heartbeat_s, lambda site: in_force(serves.store, site), self._still_there
+            serves.feed,
+            serves.heartbeat_s,
+            lambda site: in_force(serves.store, site),
+            serves.reports.refused,
+            self._still_there,
         )
         self._report_limits = Limits(*REPORTS)
         self._certificate_limits = Limits(*CERTIFICATES)
@@ -118,7 +122,10 @@ class _Api:
             SIGNATURE_HEADER: published.signature,
             KEY_ID_HEADER: published.key_id,
         }
-        if _matches(request.headers.get("If-None-Match", ""), headers["ETag"]):
+        asked = request.headers.get("If-None-Match", "")
+        # What a site has refused is offered to it no longer: it goes on with what it has.
+        refused = asked and self._reports.refused(holder.site) == (published.epoch, published.version)
+        if refused or _matches(asked, headers["ETag"]):
             return Response(status_code=304, headers=headers)
         return Response(published.raw, media_type="application/json", headers=headers)
 

@@ -54,18 +54,21 @@ def read(query: Mapping[str, str]) -> Poll:
 
 
 class Changes:
-    """`published` gives a site's document in force; `alive` is told whenever a client is still there."""
+    """`published` gives a site's document in force, `refused` the one that the site has rejected or taken back: that is
+    no news to it. `alive` is told whenever a client is still there."""
 
     def __init__(
         self,
         feed: Feed,
         heartbeat_s: float,
         published: Callable[[str], Published | None],
+        refused: Callable[[str], Order | None],
         alive: Callable[[Holder], None],
     ) -> None:
         self._feed = feed
         self._heartbeat_s = heartbeat_s
         self._published = published
+        self._refused = refused
         self._alive = alive
 
     async def lines(self, holder: Holder, inline: int) -> AsyncIterator[bytes]:
@@ -76,7 +79,7 @@ class Changes:
             clock = asyncio.get_running_loop().time
             while not (stream.ended or self._feed.closing) and self._feed.admits(holder):
                 order = self._feed.order(holder.site)
-                if order is not None and order != said:
+                if order is not None and order not in (said, self._refused(holder.site)):
                     said = order
                     yield self._news(holder.site, order, inline)
                 elif clock() >= due:
@@ -94,7 +97,7 @@ class Changes:
             until = clock() + poll.wait_s
             while not (stream.ended or self._feed.closing) and self._feed.admits(holder):
                 order = self._feed.order(holder.site)
-                if order is not None and order != poll.after:
+                if order is not None and order not in (poll.after, self._refused(holder.site)):
                     return self._news(holder.site, order, poll.inline)
                 if clock() >= until:
                     break

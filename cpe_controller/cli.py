@@ -16,7 +16,7 @@ from pathlib import Path
 import msgspec
 import segno
 
-from cpe_controller import arguments, authorities, backup, cloudinit, commands, control, setup
+from cpe_controller import arguments, audit, authorities, backup, cloudinit, commands, control, setup
 from cpe_controller.change import signed
 from cpe_controller.commands import Answer, Command, answering, applying
 from cpe_controller.compile import rehearse
@@ -51,7 +51,7 @@ def _run(told: argparse.Namespace) -> int:
         case "serve":
             _serve(told)
         case "cert":
-            pems = setup.issue_site(told.state, told.site)
+            pems = setup.issue_site(told.state, told.site, control.user_name(os.getuid()))
             for path in setup.save_site(told.out, told.site, *pems):
                 print(path)
         case "renew":
@@ -141,9 +141,10 @@ def _check(file: Path) -> None:
 
 
 def _renew(told: argparse.Namespace) -> None:
-    with setup.opened(told.state) as (_, found):
-        root = authorities.root(told.state, told.root_key)
-        authorities.renew(told.state, root, found.network, found.addresses, dt.datetime.now(dt.UTC))
+    with setup.opened(told.state) as (store, found):
+        root, now = authorities.root(told.state, told.root_key), dt.datetime.now(dt.UTC)
+        audit.append(store, now, control.user_name(os.getuid()), "renew", {})
+        authorities.renew(told.state, root, found.network, found.addresses, now)
     print("renewed: the server's certificate and the authority that issues sites' certificates")
     print("next: apply the network again, so that peers know the new authority; then restart the controller")
 

@@ -7,6 +7,7 @@ Pure: the same network gives the same documents. Version, epoch and times are th
 from __future__ import annotations
 
 import datetime as dt
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +19,9 @@ from cpe_agent.model.document_check import check
 from cpe_controller.addresses import Allocation, allocate
 from cpe_controller.network import Hub, Network, Site, identity
 from cpe_controller.pairs import pairs_of
+
+# As agents have it for the paths that they dial: a lost probe is not yet a reason to ask.
+DPD_INTERVALS = 1.5
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def compile_network(
             peers=_peers(network, site, addresses, orders),
             pairs=tuple(still_served(pairs[site.name], orders.revoked)),
             classes=dict(network.classes),
-            ipsec=network.ipsec,
+            ipsec=_ipsec(network, site),
             policy=network.policy,
             management=site.management,
             drain=isinstance(site, Hub) and (site.drain or site.name in orders.drained),
@@ -127,6 +131,16 @@ def _uplinks(site: Site, addresses: Allocation) -> dict[str, document.Uplink]:
         )
         for uplink in site.uplinks
     }
+
+
+def _ipsec(network: Network, site: Site) -> document.Ipsec:
+    """A hub asks a silent branch for life no sooner than that branch's slowest standby path says something by itself:
+    charon knows one pace for all paths of a peer, and on a metered uplink DPD would cost more than the probes."""
+    if not isinstance(site, Hub):
+        return network.ipsec
+    slowest_ms = max(uplink.probe.standby_interval_ms for other in network.sites for uplink in other.uplinks)
+    patient = math.ceil(DPD_INTERVALS * slowest_ms / 1000)
+    return msgspec.structs.replace(network.ipsec, dpd_s=max(network.ipsec.dpd_s, patient))
 
 
 def _endpoints(site: Site, addresses: Allocation) -> tuple[Endpoint, ...]:

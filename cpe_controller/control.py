@@ -139,6 +139,7 @@ def _listening(path: Path, group: str | None) -> tuple[socket.socket, int]:
     """The socket, and the group that may use it."""
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
+        path.parent.mkdir(mode=0o750, parents=True, exist_ok=True)
         with suppress(FileNotFoundError):
             if not stat.S_ISSOCK(path.lstat().st_mode):
                 raise SetupError(f"{path} is not a socket, and not ours to remove")

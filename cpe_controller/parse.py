@@ -32,7 +32,7 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     whole = read(text, source)
     top = whole.record(("network", "overlay", "hubs"), _TOP)
     name = values.named(top["network"], top["network"].text())
-    probe = values.probing(top.get("probe"), document.Probing())
+    probe = values.probings(top.get("probe"))
     management = values.management(top.get("management"), document.Management())
     templates = top.mapping("templates")
     hubs = _hubs(top["hubs"], templates, probe, management)
@@ -63,7 +63,7 @@ def parse(text: str, source: str = "network.yaml") -> Network:
 
 
 def _hubs(
-    field: Field, templates: Mapping[str, Field], probe: document.Probing, management: document.Management
+    field: Field, templates: Mapping[str, Field], probe: Mapping[str, document.Probing], management: document.Management
 ) -> tuple[Hub, ...]:
     found = {name: _filled(hub, templates) for name, hub in field.mapping().items()}
     if not found:
@@ -96,7 +96,7 @@ def _hubs(
 def _branches(
     top: Record,
     templates: Mapping[str, Field],
-    probe: document.Probing,
+    probe: Mapping[str, document.Probing],
     management: document.Management,
     hubs: set[str],
 ) -> tuple[Site, ...]:
@@ -194,21 +194,22 @@ def _dials(records: Mapping[str, Record]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(listed) for name, listed in dials.items()}
 
 
-def _uplinks(field: Field, probe: document.Probing) -> tuple[Uplink, ...]:
+def _uplinks(field: Field, probe: Mapping[str, document.Probing]) -> tuple[Uplink, ...]:
     uplinks = []
     for position, (name, uplink) in enumerate(field.mapping().items(), start=1):
         values.named(uplink, name)
         record = uplink.record(("kind",), ("priority", "interface", "mtu", "monthly_bytes", "budget_day", "probe"))
+        kind = cast(Literal["wired", "cellular"], record["kind"].choice("wired", "cellular"))
         uplinks.append(
             Uplink(
                 name=name,
-                kind=cast(Literal["wired", "cellular"], record["kind"].choice("wired", "cellular")),
+                kind=kind,
                 priority=record.integer("priority", position),
                 interface=record.text("interface"),
                 mtu=record["mtu"].integer() if "mtu" in record else None,
                 monthly_bytes=record["monthly_bytes"].integer() if "monthly_bytes" in record else None,
                 budget_day=record.integer("budget_day", 1),
-                probe=values.probing(record.get("probe"), probe),
+                probe=values.probing(record.get("probe"), probe[kind]),
             )
         )
     if not uplinks:

@@ -82,6 +82,12 @@ class Report(msgspec.Struct, frozen=True):
     paths: tuple[Path, ...] = ()
     serving: bool | None = None
 
+    def refuses(self) -> tuple[int, int] | None:
+        """The document that is not to be offered to it again."""
+        if self.rejected is None or (self.applied is not None and self.applied.order == self.rejected.order):
+            return None
+        return self.rejected.order
+
     def peers_up(self) -> frozenset[str]:
         """To whom at least one path is up."""
         return frozenset(path.peer for path in self.paths if path.state == "up")
@@ -122,6 +128,10 @@ class Reports:
 
     def of(self, site: str) -> Contact | None:
         return self._contacts.get(site)
+
+    def refused(self, site: str) -> tuple[int, int] | None:
+        contact = self._contacts.get(site)
+        return contact.report.refuses() if contact is not None and contact.report is not None else None
 
     def seen(self, site: str, now: float, certificate_until: float | None) -> None:
         before = self._contacts.get(site, Contact(now))

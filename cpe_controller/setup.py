@@ -21,7 +21,7 @@ from pathlib import Path
 import msgspec
 
 from cpe_agent.model.document import NAME, SigningKey, Trust
-from cpe_controller import authorities, pki, standing
+from cpe_controller import audit, authorities, pki, standing
 from cpe_controller.change import Change, plan, signed
 from cpe_controller.enrolment import Vouching
 from cpe_controller.fields import NetworkError
@@ -131,7 +131,7 @@ def network_of(setup: Setup, text: str, source: str) -> Network:
     return replace(network, controllers=network.controllers or setup.urls)
 
 
-def issue_site(state_dir: Path, site: str) -> tuple[bytes, bytes, bytes]:
+def issue_site(state_dir: Path, site: str, by: str = "setup") -> tuple[bytes, bytes, bytes]:
     """A new key and certificate for a site, and the authorities that it is to trust: three PEMs."""
     if not NAME.match(site):
         raise SetupError(f"{site!r} is no site's name: use 1 to 40 of a-z, 0-9 and - (not first or last)")
@@ -139,6 +139,7 @@ def issue_site(state_dir: Path, site: str) -> tuple[bytes, bytes, bytes]:
         issuer = authorities.sites(state_dir)
         key, now = pki.new_key(), dt.datetime.now(dt.UTC)
         generation = standing.of(store, site).generation
+        audit.append(store, now, by, "cert", {"site": site, "generation": str(generation)})
         certificate = pki.issue_site(issuer, setup.network, site, key.public_key(), now, generation)
     chain = pki.certificate_pem(certificate) + issuer.pem()
     return pki.key_pem(key), chain, "".join(authorities.trusted(state_dir)).encode()

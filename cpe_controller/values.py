@@ -17,6 +17,12 @@ from cpe_controller.network import Subnet
 # Longer than a controller may be lost; shorter than a certificate lives (200 days).
 DEFAULT_LIFETIME_DAYS = 90
 MAX_LIFETIME_DAYS = 180
+# A standby path on a metered uplink says something every two minutes: with two hubs, and the keepalives that carrier
+# NATs need in between, some 20 MB a month (tests/loops/standby.py). Every minute would be 30 MB.
+PROBING = {
+    "wired": document.Probing(),
+    "cellular": document.Probing(standby_interval_ms=120_000),
+}
 
 
 def named(field: Field, name: str) -> str:
@@ -75,6 +81,11 @@ def lifetime_days(field: Field | None) -> int:
     if field is not None and not 1 <= days <= MAX_LIFETIME_DAYS:
         raise field.error(f"is {days}; 1 to {MAX_LIFETIME_DAYS} is possible")
     return days
+
+
+def probings(field: Field | None) -> dict[str, document.Probing]:
+    """By kind of uplink: what the whole network's `probe` says, and each kind's own default where it says nothing."""
+    return {kind: probing(field, default) for kind, default in PROBING.items()}
 
 
 def probing(field: Field | None, default: document.Probing) -> document.Probing:

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 
 from cpe_agent import __version__, app, cli, down, newcomer
+from cpe_agent.arguments import USAGE
 from cpe_agent.core.enrolment import TokenError
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity, Status
 from cpe_agent.ports import EdgeError
@@ -190,7 +191,7 @@ class TestUsage:
     ) -> None:
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
-        assert caught.value.code == cli.USAGE
+        assert caught.value.code == USAGE
         assert "usage: cpe-agent" in capsys.readouterr().err
 
     def test_a_reader_that_has_read_enough_is_no_error(self, config: str) -> None:

@@ -9,7 +9,7 @@ import datetime as dt
 from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.health import State, Track
-from cpe_agent.model.condition import Condition, Severity
+from cpe_agent.model.condition import Condition, ServiceReport, Severity
 from cpe_agent.model.confirmation import Rejection
 from cpe_agent.model.dataplane import Bundle, Path
 from cpe_agent.model.document import Document
@@ -28,6 +28,7 @@ def conditions(
     target_errors: Mapping[str, str],
     controller_error: str,
     rejected: str,
+    services: Iterable[ServiceReport] = (),
 ) -> tuple[Condition, ...]:
     """All conditions that hold. `now` is wall time; `obstacles` come from compiling."""
     found = list(obstacles)
@@ -53,6 +54,8 @@ def conditions(
         for path, track in tracks.items()
         if track.state is State.UP and not track.ready
     ]
+    found += _dead_hubs(tracks)
+    found += [_silent(service) for service in services if service.state == "silent" and service.peer]
     for bundle in bundles:
         path = active.get(bundle.name)
         track = tracks.get(path) if path else None
@@ -84,6 +87,24 @@ def clock(floor: float | None, now: float) -> tuple[Condition, ...]:
     reason = f"this router's clock says {said:%Y-%m-%d}, but {passed:%Y-%m-%d} has passed"
     mend = "set it (a time server, or `cpe-agent boot` as root); charon may refuse certificates"
     return (Condition("ClockUntrusted", "", f"{reason}: {mend}"),)
+
+
+def _dead_hubs(tracks: Mapping[Path, Track]) -> list[Condition]:
+    """Peers that no uplink reaches while another peer is reached over the same ones: the fault is there, not here."""
+    up = {path.uplink for path, track in tracks.items() if track.state is State.UP}
+    found = []
+    for peer in sorted({path.peer for path in tracks}):
+        theirs = {path: track for path, track in tracks.items() if path.peer == peer}
+        uplinks = sorted({path.uplink for path in theirs} & up)
+        if uplinks and all(track.state is State.DOWN for track in theirs.values()):
+            reason = f"no path to it is up, while others are up over {', '.join(uplinks)}: look at {peer}, not here"
+            found.append(Condition("PeerDown", peer, reason))
+    return found
+
+
+def _silent(service: ServiceReport) -> Condition:
+    reason = f"{service.server} does not answer behind {service.peer}, whose path is up: look at that server"
+    return Condition("ServerSilent", service.pair, f"{reason}, and at {service.peer}'s LAN")
 
 
 def _path(path: Path, track: Track) -> Condition:

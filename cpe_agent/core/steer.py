@@ -33,7 +33,8 @@ the hold-down doubles with each such move that is remembered, so that it does no
 Start, adoption and drills start none.
 
 A choice is between measured things: while the active path of a bundle is degraded or about to be, its candidates are
-to be probed at the quick pace (`measure`), for `MEASURE_S`, and ever more rarely while that shows nothing better.
+to be probed at the quick pace (`measure`), for `MEASURE_S`, and ever more rarely while that shows nothing better and
+none of them has become better.
 
 A hub is willing to serve or not as a whole, and says so on every path at about the same time: while one path says no,
 none of that hub's paths is a candidate. A bundle that no willing hub can take stays with the unwilling one, and there
@@ -281,7 +282,8 @@ class _Chooser:
 
     def _try(self, others: list[Candidate]) -> None:
         """Have the others measured, now or when it is time again."""
-        if not self.trial.running(self._now) and self._now >= self.trial.again_at():
+        news = any(self._well_since(one.path) > self.trial.since for one in others)
+        if not self.trial.running(self._now) and (news or self._now >= self.trial.again_at()):
             self.trial = Trial(self._now, damping.failed(self.trial.times, self._now))
         if self.trial.running(self._now):
             self.measure = frozenset(one.path for one in others)
@@ -331,6 +333,10 @@ class _Chooser:
             grade.since + quality.hold_s(grade, self._failback_s),
             blamed + self._failback_s,
         )
+
+    def _well_since(self, path: Path) -> float:
+        """When it came up, or was good again at the slow pace."""
+        return max(self._view.tracks[path].since, self._grades[self._bundle.name, path].since)
 
     def _fresh(self, path: Path, measured_s: float) -> bool:
         """Was it measured just now, and for so long?"""

@@ -10,6 +10,7 @@ which they matter. Theory of operation:
 - An IKE_SA belongs to a path by the stem in its connection's name, and to the present settings by the digest in it.
   One with other settings stays until its successor carries what it should (make before break).
 - A traffic child lives on its bundle's active path. The one left behind is ended only when the new one is installed.
+- A trial child asks a bundle's servers on a path that does not carry it. It is there while it is wanted, no longer.
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
   traffic child comes first and the probe second.
 - A traffic child through which nothing comes back is ended first and started anew then: in one IKE_SA charon refuses
@@ -25,7 +26,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from cpe_agent.core.selectors import uncovered
-from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
+from cpe_agent.model.dataplane import PROBE_CHILD, TRIAL_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
     Initiate,
@@ -251,7 +252,8 @@ def _surplus(
             surplus = doubled or (best is None and not _covered(child, config)) or child.unique_id in wanted.remake
         else:
             # A bundle that is not placed yet (the agent has just started) keeps its child: it will be adopted.
-            surplus = config is None or child.name in carrying or child.name in wanted.barred
+            trial = child.name.startswith(f"{TRIAL_CHILD}-")
+            surplus = config is None or trial or child.name in carrying or child.name in wanted.barred
         if surplus:
             ends.append(TerminateChild(child.unique_id))
     return ends

@@ -354,6 +354,9 @@ def _child_sa(child: Reply) -> ChildSa:
         remote_ts=_selectors(child, "remote-ts"),
         bytes_in=_number(child, "bytes-in"),
         bytes_out=_number(child, "bytes-out"),
+        packets_in=_number(child, "packets-in"),
+        packets_out=_number(child, "packets-out"),
+        spi_in=_number(child, "spi-in", 16),
     )
 
 
@@ -361,10 +364,10 @@ def _selectors(message: Reply, key: str) -> tuple[str, ...]:
     return tuple(canonical_selector(selector) for selector in texts(message, key))
 
 
-def _number(message: Reply, key: str) -> int:
+def _number(message: Reply, key: str, base: int = 10) -> int:
     value = text(message, key, "0")
     try:
-        return int(value)
+        return int(value, base)
     except ValueError as error:
         raise EdgeError("charon", f"read {key}", f"{value!r} is no number") from error
 
@@ -391,5 +394,6 @@ def _events(event: str, message: Reply) -> list[CharonEvent]:
             for key in children:
                 child = section(children, key)
                 child_name = text(child, "name") or text(section(child, "new"), "name")
-                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name))
+                spi_in = _number(child, "spi-in", 16) if up else 0
+                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name, spi_in))
     return found

@@ -1,8 +1,9 @@
 """What links does the router have, and when did anything about links or routing change?
 
-Out: `Links`, read afresh each time (4 ms for 10 interfaces), and an iterator that yields after changes. What exactly
-changed is not taken from the messages: they may be lost, a new reading is never wrong. But that a link was lost is told
-from the message itself: traffic waits for it, and a reading takes long where there are many routes and little time.
+Out: `Links`, read afresh each time (4 ms for 10 interfaces), every interface's byte counters, and an iterator that
+yields after changes. What exactly changed is not taken from the messages: they may be lost, a new reading is never
+wrong. But that a link was lost is told from the message itself: traffic waits for it, and a reading takes long where
+there are many routes and little time.
 """
 
 from __future__ import annotations
@@ -14,17 +15,20 @@ import socket
 import struct
 from collections import defaultdict
 from collections.abc import AsyncGenerator
+from pathlib import Path
 from typing import Any
 
 import trio
 
 from cpe_agent.edge import routetable
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL
-from cpe_agent.model.observed import Link, LinkAddress, Links
+from cpe_agent.model.observed import Link, LinkAddress, LinkBytes, LinkCounters, Links
 from cpe_agent.ports import EdgeError
 
 # lo is the first interface of every network namespace.
 LOOPBACK_INDEX = 1
+# Another one after each boot, when all counters have begun anew.
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 # Interface flags (linux/if.h). RUNNING: the kernel's operational state is up or unknown (dormant is neither).
 _USABLE = 0x1 | 0x40 | 0x10000  # UP, RUNNING, LOWER_UP
@@ -57,6 +61,18 @@ def read_links(kernel: Any) -> Links:
         up = message["flags"] & _USABLE == _USABLE
         by_name[name] = Link(name, up, tuple(addresses[index]), tuple(gateways[index]))
     return Links(by_name)
+
+
+def read_counters(kernel: Any) -> LinkCounters:
+    """Every interface's byte counters by name. Raises NetlinkError or OSError."""
+    boot = _BOOT_ID.read_text().strip()
+    by_name: dict[str, LinkBytes] = {}
+    for message in kernel.get_links():
+        counted = message.get_attr("IFLA_STATS64")
+        if counted is not None:
+            name = str(message.get_attr("IFLA_IFNAME"))
+            by_name[name] = LinkBytes(int(message["index"]), int(counted["rx_bytes"]), int(counted["tx_bytes"]))
+    return LinkCounters(boot, by_name)
 
 
 async def changes() -> AsyncGenerator[frozenset[str], None]:

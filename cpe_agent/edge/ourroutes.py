@@ -76,6 +76,7 @@ def rules(kernel: Any, version: int) -> Iterator[Rule]:
             int(message.get_attr("FRA_TABLE") or message["table"]),
             str(message.get_attr("FRA_IIFNAME") or ""),
             str(source),
+            message.get_attr("FRA_SUPPRESS_PREFIXLEN") == 0,
         )
 
 

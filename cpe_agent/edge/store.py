@@ -1,9 +1,9 @@
 """What does the agent still know after a restart or a power cut?
 
 In and out: the last good document with its signature, the one before it and the one on trial, those that were given up,
-who may sign, the highest order accepted, the clock floor, and whether this hub is drained; one file each under the
-state directory. A file is written beside its place, fsynced and renamed, and then the directory is fsynced: after a
-power cut there is the old one or the new one, whole.
+who may sign, the highest order accepted, the clock floor, whether this hub is drained, and the bytes counted of each
+uplink; one file each under the state directory. A file is written beside its place, fsynced and renamed, and then the
+directory is fsynced: after a power cut there is the old one or the new one, whole.
 
 A file that is not what was written (flash does that) or that cannot be read raises `EdgeError` naming it; that is not
 the same as None, "never written", and the caller decides whether to go on as if it were. Saving again mends it. Who
@@ -25,6 +25,7 @@ import msgspec
 from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.document import MAX_BYTES
 from cpe_agent.model.enrolment import Enrolment
+from cpe_agent.model.usage import Usage
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers
 
 DOCUMENT = "document"
@@ -38,12 +39,15 @@ ENROLMENT = "enrolment.json"
 ORDER = "order.json"
 CLOCK_FLOOR = "clock-floor.json"
 DRAINED = "drained.json"
+USAGES = "metered-bytes.json"
 
 # A document file is one line of JSON, then the document's exact bytes: `tail -n +2` shows what was signed. The line of
 # a pending one lists the peers that were healthy, thousands on a hub.
 HEADER_MAX_BYTES = 4096
 PENDING_HEADER_MAX_BYTES = 1024 * 1024
 LIST_MAX_BYTES = 1024 * 1024
+# A few hundred bytes for each uplink.
+USAGES_MAX_BYTES = 256 * 1024
 
 T = TypeVar("T")
 H = TypeVar("H", bound="_Header")
@@ -176,6 +180,14 @@ class FileStore:
 
     def save_drained(self, drained: bool) -> None:
         self._write(DRAINED, msgspec.json.encode(_Drained(drained)) + b"\n")
+
+    def load_usages(self) -> dict[str, Usage]:
+        """What was counted of each uplink, by name; empty if nothing ever was."""
+        content = self._read(USAGES, USAGES_MAX_BYTES)
+        return {} if content is None else self._decode(USAGES, content, dict[str, Usage])
+
+    def save_usages(self, usages: dict[str, Usage]) -> None:
+        self._write(USAGES, msgspec.json.encode(usages) + b"\n")
 
     def _load_signed(self, name: str) -> SignedDocument | None:
         found = self._load_with(name, _Header, HEADER_MAX_BYTES)

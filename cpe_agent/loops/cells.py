@@ -12,11 +12,12 @@ from cpe_agent.core.certificate import Life
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.steer import Steering
-from cpe_agent.model.condition import Condition
+from cpe_agent.model.condition import Condition, ServiceReport
 from cpe_agent.model.confirmation import Rejection
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, Links
+from cpe_agent.model.usage import Usage
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -25,7 +26,7 @@ class Plan(msgspec.Struct, frozen=True):
     document: Document
     dataplane: Dataplane
     conditions: tuple[Condition, ...]
-    link_up: dict[str, bool]  # by uplink name
+    link_up: dict[str, bool]  # by uplink name: has carrier, and leads anywhere
     interfaces: dict[str, str] = {}  # likewise
 
 
@@ -77,17 +78,19 @@ class Readiness(msgspec.Struct, frozen=True):
 class Services(msgspec.Struct, frozen=True):
     """What probes of servers say. `failing`: by bundle, the peers behind which all its probed servers fail although
     they answer behind another. `trials`: by bundle, the path on which its servers are being tried besides the active
-    one."""
+    one. `reports`: each server."""
 
     failing: Mapping[str, frozenset[str]] = {}
     trials: Mapping[str, Path] = {}
+    reports: tuple[ServiceReport, ...] = ()
 
 
 class Cells:
     """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew);
     clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets,
     duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); active, moves, steering,
-    measure (loops.steering); budgets (loops.metering); services (loops.services); taken_out (loops.drill)."""
+    measure (loops.steering); usages, budgets, overhead (loops.metering); own_uplink (loops.own_way); services
+    (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -110,5 +113,8 @@ class Cells:
         self.measure: Cell[frozenset[Path]] = Cell(frozenset())
         self.silent: Cell[tuple[Condition, ...]] = Cell(())
         self.budgets: Cell[dict[str, Budget]] = Cell({})
+        self.usages: Cell[dict[str, Usage]] = Cell({})
+        self.overhead: Cell[dict[str, int]] = Cell({})
+        self.own_uplink: Cell[str | None] = Cell(None)
         self.services: Cell[Services] = Cell(Services())
         self.taken_out: Cell[frozenset[Path]] = Cell(frozenset())

@@ -1,8 +1,9 @@
 """What does the controller ask now? Follows it over any uplink; loops.confirm judges what it offers.
 
 A document that is refused changes nothing: it is reported, and not fetched again until the controller has another one.
-Losing the controller changes nothing either. Every address of ours is tried, best uplink first, because the kernel's
-own default route may lead into a link that is up and dead.
+Losing the controller changes nothing either. Every address of ours is tried, best uplink first: the router's own way
+out follows path health (core.own_way), but without a document, or while no hub answers at all, nobody knows which link
+works, and the kernel's own default route may lead into one that is up and dead.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import time
 import msgspec
 import trio
 
+from cpe_agent.core import bootstrap
 from cpe_agent.core.uplinks import resolve
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells
@@ -47,16 +49,38 @@ class Follower:
         self._announced: tuple[int, int] | None = None
         self._cuts = 0
         self._polls_until = -math.inf
+        # The call or stream that is under way, and the uplink that it was begun by ("": the router's own way out).
+        self._under_way = trio.CancelScope()
+        self._by_uplink: str | None = None
 
     async def run(self) -> None:
         """For ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._leave_dead_uplinks)
+            await self._keep_following()
+
+    async def _leave_dead_uplinks(self) -> None:
+        """A stream over a link that died silently would only be missed after several heartbeats."""
+        seen, before = self._cells.own_uplink.revision, self._cells.own_uplink.value
+        while True:
+            seen = await self._cells.own_uplink.wait_changed(seen)
+            now = self._cells.own_uplink.value
+            if now and before and self._by_uplink != now:
+                self._under_way.cancel()
+            before = now or before
+
+    async def _keep_following(self) -> None:
         failures = 0
         while True:
             asked_to_wait_s = 0.0
             for local_address in self._local_addresses():
                 connected_at = trio.current_time()
+                self._by_uplink = self._uplink_of(local_address)
                 try:
-                    await self._follow(local_address)
+                    with trio.CancelScope() as self._under_way:
+                        await self._follow(local_address)
+                    # Cancelled: there is a better way.
+                    break
                 except EdgeError as error:
                     if trio.current_time() - connected_at > SETTLED_S:
                         failures = 0
@@ -64,6 +88,8 @@ class Follower:
                     asked_to_wait_s = getattr(error, "retry_after_s", None) or 0.0
                     if asked_to_wait_s:
                         break
+            if self._under_way.cancelled_caught:
+                continue
             failures += 1
             wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
             await trio.sleep(max(wait, min(asked_to_wait_s, RETRY_AFTER_MAX_S)))
@@ -137,12 +163,22 @@ class Follower:
 
     def _local_addresses(self) -> list[str]:
         document, links = self._cells.document.value, self._cells.links.value
-        if document is None or links is None:
+        if links is None:
             return [""]
+        if document is None:
+            return ["", *bootstrap.addresses(links)]
         uplinks, _ = resolve(document, links)
         healthy = {path.uplink for path, track in self._cells.verdicts.value.tracks.items() if track.usable()}
         ranked = sorted(uplinks, key=lambda uplink: (uplink.name not in healthy, not uplink.up))
         return [*(a.address for uplink in ranked for _, a in sorted(uplink.addresses.items())), ""]
+
+    def _uplink_of(self, local_address: str) -> str | None:
+        """The uplink that has this address; for "" the one that the router's own packets leave by."""
+        document, links = self._cells.document.value, self._cells.links.value
+        if not local_address:
+            return self._cells.own_uplink.value
+        found = resolve(document, links)[0] if document and links else ()
+        return next((u.name for u in found if local_address in {a.address for a in u.addresses.values()}), None)
 
     def _heard(self) -> None:
         self._update(last_contact=time.time(), error="")

@@ -20,7 +20,7 @@ from contextlib import aclosing, suppress
 import msgspec
 import trio
 
-from cpe_agent.core import doubled, duplicates, firewall, routes, silence, tunnels, verify_tunnels
+from cpe_agent.core import bootstrap, doubled, duplicates, firewall, own_way, routes, silence, tunnels, verify_tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
@@ -30,11 +30,12 @@ from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan
+from cpe_agent.loops.early import EarlyPackets
 from cpe_agent.loops.target import RETRY_FIRST_S, Target
 from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Path, Route, Routes, Tunnels
 from cpe_agent.model.observed import Charon, Links
 from cpe_agent.model.ops import FirewallOp
-from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
+from cpe_agent.ports import EarlyPort, EdgeError, FirewallPort, RoutePort, TunnelPort
 
 log = get_logger()
 
@@ -61,6 +62,7 @@ class Reconciler:
         route_port: RoutePort,
         charon: TunnelPort,
         backend: Backend,
+        early: EarlyPort,
     ) -> None:
         self.bell = Bell()
         # Set once the firewall has been seen to. Who opens connections waits for it: what was opened before the
@@ -70,6 +72,7 @@ class Reconciler:
         self._firewall = firewall_port
         self._routes = route_port
         self._tunnels = charon
+        self._early = EarlyPackets(early)
         self._backend = backend
         self._links_target = Target(LINKS, cells)
         self._rules_target = Target(RULES, cells)
@@ -103,8 +106,9 @@ class Reconciler:
         cells = self._cells
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
-            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus,))
-            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
+            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus, cells.own_uplink))
+            tunnels_follow = (cells.active, cells.verdicts, cells.services)
+            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, tunnels_follow)
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
             nursery.start_soon(self._glance_at_charon)
@@ -146,13 +150,26 @@ class Reconciler:
             self.firewall_seen_to.set()
 
     async def _close_without_document(self) -> None:
-        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through."""
+        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through; and it
+        can ask its controller by each of its links."""
         try:
             if await self._firewall.read() is None:
                 await self._firewall.apply(firewall.diff(ruleset(None, self._backend), None)[0])
             self._rules_target.seen(True)
         except EdgeError as error:
             self._rules_target.failed(error)
+        links = self._cells.links.value
+        if links is None or self._cells.document.value is not None:
+            # One that was just loaded will be compiled in a moment.
+            return
+        try:
+            living = await self._routes.read()
+            ops = routes.diff(bootstrap.routing(links, living), living)
+            if ops:
+                await self._routes.apply(ops)
+            self._routes_target.seen(not ops)
+        except EdgeError as error:
+            self._routes_target.failed(error)
 
     async def _close_rules(self, plan: Plan) -> Sequence[FirewallOp]:
         """Apply what closes; return what opens."""
@@ -194,14 +211,17 @@ class Reconciler:
         try:
             observed = await self._routes.read()
             mtus = self._cells.path_mtus.value
-            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding)
+            own = self._cells.own_uplink.value
+            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding, own)
             if self._routes_at_rest is not None and all(map(operator.is_, looked_at, self._routes_at_rest)):
                 # A hub has ten thousand routes and more: what was in sync is, while nothing of it is another object.
                 self._routes_target.seen(not await self._routes.strangers())
                 return
             self._routes_at_rest = None
             wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
-            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | self._return_routes(observed))
+            own_routes = own_way.kept(wanted, observed) if own is None else own_way.routes(wanted, plan.document, own)
+            more = self._return_routes(observed) | own_routes
+            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | more)
             ops = routes.diff(wanted, observed)
             if ops:
                 await self._routes.apply(ops)
@@ -262,7 +282,8 @@ class Reconciler:
     def _wanted_tunnels(self, plan: Plan) -> Tunnels:
         bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
         active, dead = self._cells.active.value, self._cells.verdicts.value.dead
-        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead)
+        trials = self._cells.services.value.trials
+        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead, trials)
         return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
 
     async def _pass_tunnels(self) -> None:
@@ -280,12 +301,14 @@ class Reconciler:
         start = tunnels.head_start(wanted, known, self._attempts, trio.current_time())
         self._attempts = start.attempts
         for op in start.ops:
+            self._early.before(op, wanted, known)
             # What is refused is seen to, and told, by the look that follows.
             with suppress(EdgeError):
                 await self._tunnels.apply(op)
 
     async def _tunnels_step(self) -> None:
         observed = await self._tunnels.read()
+        self._early.after(observed)
         self._cells.charon.set(observed)
         # As of now: what was moved during the look and is started already must not be taken for a stray.
         plan = self._locked_plan
@@ -309,6 +332,7 @@ class Reconciler:
         drifted = len(tunnels.altered(wanted, observed)) if settled else 0
         refused: EdgeError | None = None
         for op in step.ops:
+            self._early.before(op, wanted, observed)
             try:
                 await self._tunnels.apply(op)
             except EdgeError as error:
@@ -357,7 +381,8 @@ class Reconciler:
                     lost = False
                     self.tunnels_bell.ring(TUNNELS)
                 async with aclosing(self._tunnels.events()) as events:
-                    async for _ in events:
+                    async for event in events:
+                        self._early.heard(event)
                         self.tunnels_bell.ring(TUNNELS)
             except EdgeError as error:
                 if not lost:

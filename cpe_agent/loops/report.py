@@ -10,12 +10,12 @@ import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.core import certificate, conditions
+from cpe_agent.core import certificate, conditions, metering, overhead
 from cpe_agent.core.health import Track
 from cpe_agent.core.path_conditions import path_conditions
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.tunnels import carrying
-from cpe_agent.core.uplinks import resolve
+from cpe_agent.core.uplinks import interfaces, resolve
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells, Plan
@@ -53,6 +53,7 @@ class Reporter:
         # What the document's pairs came to, and whose each counter is.
         self._pairs = PairSets()
         self._pair_of: dict[str, str] = {}
+        self._ike = overhead.Overhead()
 
     async def run(self) -> None:
         """For ever: log conditions as they come and go."""
@@ -78,7 +79,7 @@ class Reporter:
             document_issued=document.issued_at.timestamp() if document else None,
             document_expires=document.expires_at.timestamp() if document else None,
             controller_last_contact=cells.controller.value.last_contact,
-            uplinks=_uplinks(document, cells.links.value or Links()),
+            uplinks=self._uplinks(document, cells.links.value or Links()),
             paths=self._paths(charon),
             bundles=self._bundles(plan, charon),
             peers=_peers(document, charon),
@@ -93,6 +94,7 @@ class Reporter:
             clock_trusted=cells.clock_floor.value is None,
             document_confirmed=not cells.standing.value.pending,
             certificate_expires=life.not_after_s if (life := cells.certificate.value) is not None else None,
+            services=cells.services.value.reports,
         )
 
     @property
@@ -119,6 +121,7 @@ class Reporter:
             | {"store": cells.standing.value.store_error},
             controller_error=cells.controller.value.error,
             rejected=refused.reason if (refused := cells.standing.value.refused) else "",
+            services=cells.services.value.reports,
         )
         held = {(condition.type, condition.subject): condition for condition in found}
         for key in [key for key in self._since if key not in held]:
@@ -133,7 +136,8 @@ class Reporter:
     def _obstacles(self, plan: Plan | None) -> tuple[Condition, ...]:
         """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs, by
         a document on trial or given up, what paths were measured to do."""
-        readiness, standing = self._cells.readiness.value, self._cells.standing.value
+        cells, readiness = self._cells, self._cells.readiness.value
+        standing = cells.standing.value
         return (
             *(plan.conditions if plan else ()),
             *(readiness.conditions if readiness else ()),
@@ -143,6 +147,7 @@ class Reporter:
             *conditions.standing(standing.pending, standing.missing, standing.reverted),
             *self._cells.silent.value,
             *(self._path_conditions(plan) if plan else ()),
+            *(metering.conditions(plan.document.uplinks, cells.usages.value, cells.budgets.value) if plan else ()),
         )
 
     def _path_conditions(self, plan: Plan) -> tuple[Condition, ...]:
@@ -162,6 +167,8 @@ class Reporter:
             counters = await self._firewall.counters()
         except EdgeError:
             return {}, {}, {}
+        bound = interfaces(document, self._cells.links.value or Links()) if document else {}
+        self._ike = overhead.step(self._ike, overhead.of_ike(counters, bound))
         for name, (count, volume) in counters.items():
             kind, _, rest = name.partition(" ")
             if kind == "drop":
@@ -170,6 +177,38 @@ class Reporter:
                 packets[self._pair_of[name]] += count
                 volumes[self._pair_of[name]] += volume
         return dict(drops), dict(packets), dict(volumes)
+
+    def _uplinks(self, document: Document | None, links: Links) -> tuple[UplinkReport, ...]:
+        if document is None:
+            return ()
+        bound = interfaces(document, links)
+        usable = {uplink.name: uplink for uplink in resolve(document, links)[0]}
+        probes = self._cells.overhead.value
+        reports = []
+        for name, asked in sorted(document.uplinks.items(), key=lambda item: (item[1].priority, item[0])):
+            found = usable.get(name)
+            address = next((a.address for _, a in sorted(found.addresses.items())), None) if found else None
+            gateway = next((g or None for _, g in sorted(found.gateways.items())), None) if found else None
+            usage, level = self._cells.usages.value.get(name), self._cells.budgets.value.get(name)
+            used = usage.month_bytes if usage else None
+            capped = asked.monthly_bytes is not None and used is not None
+            reports.append(
+                UplinkReport(
+                    name,
+                    asked.kind,
+                    bound[name],
+                    bool(found and found.leads_out),
+                    address,
+                    gateway,
+                    bytes_total=usage.total_bytes if usage else None,
+                    used_bytes=used,
+                    remaining_bytes=max(0, (asked.monthly_bytes or 0) - (used or 0)) if capped else None,
+                    budget=level.value if level else None,
+                    month=usage.month if usage else None,
+                    overhead_bytes=probes.get(name, 0) + self._ike.by_uplink.get(name, 0),
+                )
+            )
+        return tuple(reports)
 
     def _paths(self, charon: Charon) -> tuple[PathReport, ...]:
         up = established_ikes(charon, set())
@@ -248,21 +287,6 @@ def unenrolled_status(backend: Backend, started: float, conditions: tuple[Condit
         pair_bytes={},
         conditions=tuple(msgspec.structs.replace(c, since=started) for c in conditions),
     )
-
-
-def _uplinks(document: Document | None, links: Links) -> tuple[UplinkReport, ...]:
-    if document is None:
-        return ()
-    usable = {uplink.name: uplink for uplink in resolve(document, links)[0]}
-    reports = []
-    for name, asked in sorted(document.uplinks.items(), key=lambda item: (item[1].priority, item[0])):
-        interface = asked.interface or name
-        link = links.by_name.get(interface)
-        found = usable.get(name)
-        address = next((a.address for _, a in sorted(found.addresses.items())), None) if found else None
-        gateway = next((g or None for _, g in sorted(found.gateways.items())), None) if found else None
-        reports.append(UplinkReport(name, asked.kind, interface, bool(found and link and link.up), address, gateway))
-    return tuple(reports)
 
 
 def _peers(document: Document | None, charon: Charon) -> tuple[PeerReport, ...]:

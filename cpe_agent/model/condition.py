@@ -59,8 +59,21 @@ class BundleReport(msgspec.Struct, frozen=True):
     held_s: float = 0.0
 
 
+class ServiceReport(msgspec.Struct, frozen=True):
+    """A probed server: for which pair, how it is asked, whether it answers (answering, silent, unknown), behind
+    whom."""
+
+    pair: str
+    bundle: str
+    server: str
+    state: str
+    peer: str | None
+
+
 class UplinkReport(msgspec.Struct, frozen=True):
-    """An uplink as found."""
+    """An uplink as found. `up`: it leads somewhere. `bytes_total`: counted ever, both ways; `used_bytes`: in the budget
+    month that began on `month`; `remaining_bytes`: of its monthly bytes (None: it has no cap), never below 0; `budget`:
+    free, near or spent. `overhead_bytes`: what the agent itself has spent since it started."""
 
     name: str
     kind: str
@@ -68,6 +81,12 @@ class UplinkReport(msgspec.Struct, frozen=True):
     up: bool
     address: str | None
     gateway: str | None
+    bytes_total: int | None = None
+    used_bytes: int | None = None
+    remaining_bytes: int | None = None
+    budget: str | None = None
+    month: str | None = None
+    overhead_bytes: int | None = None
 
 
 class PeerReport(msgspec.Struct, frozen=True):
@@ -136,6 +155,7 @@ class Status(msgspec.Struct, frozen=True):
     document_confirmed: bool = True
     clock_trusted: bool = True
     certificate_expires: float | None = None
+    services: tuple[ServiceReport, ...] = ()
 
     @property
     def severity(self) -> Severity:

@@ -19,6 +19,10 @@ TABLE = "cpe_agent"
 CONNECTION_PREFIX = "cpe-"
 PROBE_CHILD = "probe"
 TRAFFIC_CHILD = "traffic"
+TRIAL_CHILD = "trial"
+# Sets of uplinks whose elements count IKE and NAT keepalives.
+IKE_BYTES_IN = "spent_on_ike_in"
+IKE_BYTES_OUT = "spent_on_ike_out"
 
 # Not used by the kernel or by any daemon in iproute2's rt_protos.
 ROUTE_PROTOCOL = 155
@@ -27,10 +31,19 @@ PRIORITY_UPLINK_IN = 110
 PRIORITY_OVERLAY = 120
 PRIORITY_LAN_IN = 130
 PRIORITY_UPLINK_FROM = 140
-# What leads into tunnels; what may be reached from an uplink (nothing); then one table per uplink.
+# Before there is a document: the same, of links that look like uplinks.
+PRIORITY_FOUND_FROM = 145
+# What the router itself sends, and has not chosen an address for: where the kernel knows a way better than a default
+# route, that; else by the best uplink; else (nobody knows which is) whatever the kernel's default route is.
+PRIORITY_OWN_NEAR = 150
+PRIORITY_OWN_FAR = 160
+# What leads into tunnels; what may be reached from an uplink (nothing); the router's own way out; then one table per
+# uplink.
 OVERLAY = 15500
 INBOUND = 15501
+OWN = 15502
 UPLINK_TABLES = 15510
+FOUND_TABLES = 15600
 # In the overlay table the way through IPsec comes first; if its device is gone, the same subnet is unreachable.
 METRIC_TUNNEL = 100
 METRIC_NOWHERE = 1000
@@ -168,13 +181,15 @@ class Ruleset(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True, order=True):
-    """A routing rule: from `source` (address or "") or entering by `iif` (name or ""), look in `table`."""
+    """A routing rule: from `source` (address or "") or entering by `iif` (name or ""), look in `table`; `near`: its
+    default routes do not count."""
 
     family: int  # 4 or 6
     priority: int
     table: int
     iif: str = ""
     source: str = ""
+    near: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, order=True):
@@ -221,6 +236,22 @@ class Bundle(msgspec.Struct, frozen=True):
     needs: Class = Class()
 
 
+class Service(msgspec.Struct, frozen=True, order=True):
+    """A server behind a pair, and how this router asks it: from its own address `source`, which the pair admits. `port`
+    0: by echo."""
+
+    bundle: str
+    pair: str
+    source: str
+    server: str
+    port: int = 0
+
+    @property
+    def asked(self) -> str:
+        """In words: "10.10.0.10 (tcp 443)"."""
+        return f"{self.server} ({f'tcp {self.port}' if self.port else 'echo'})"
+
+
 class Dataplane(msgspec.Struct, frozen=True):
     """All of it."""
 
@@ -229,3 +260,4 @@ class Dataplane(msgspec.Struct, frozen=True):
     routes: Routes
     probes: tuple[Probe, ...]
     bundles: tuple[Bundle, ...]
+    services: tuple[Service, ...] = ()

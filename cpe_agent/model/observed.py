@@ -34,7 +34,8 @@ class Links(msgspec.Struct, frozen=True):
 
 
 class ChildSa(msgspec.Struct, frozen=True):
-    """An installed CHILD_SA. Selectors as charon prints them. Bytes since it was installed."""
+    """An installed CHILD_SA. Selectors as charon prints them. Bytes and packets since it was installed, as they are
+    inside. `spi_in`: what packets for it carry here (0: not known)."""
 
     name: str
     unique_id: int
@@ -43,6 +44,9 @@ class ChildSa(msgspec.Struct, frozen=True):
     remote_ts: tuple[str, ...]
     bytes_in: int = 0
     bytes_out: int = 0
+    packets_in: int = 0
+    packets_out: int = 0
+    spi_in: int = 0
 
     @property
     def installed(self) -> bool:
@@ -102,12 +106,13 @@ class EventKind(Enum):
 
 
 class CharonEvent(msgspec.Struct, frozen=True):
-    """charon says that something became of one of our connections."""
+    """charon says that something became of one of our connections. `spi_in`: of a child that came up."""
 
     kind: EventKind
     connection: str
     unique_id: int
     child: str = ""
+    spi_in: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True):
@@ -117,3 +122,18 @@ class Reply(msgspec.Struct, frozen=True):
     source: str
     sequence: int
     rtt_s: float
+
+
+class LinkBytes(msgspec.Struct, frozen=True):
+    """An interface's own counters, from its creation on. An interface that is made anew has another `index`."""
+
+    index: int
+    received: int
+    sent: int
+
+
+class LinkCounters(msgspec.Struct, frozen=True):
+    """Every interface's counters by name, and which boot of the machine they are of."""
+
+    boot: str
+    by_name: dict[str, LinkBytes] = {}

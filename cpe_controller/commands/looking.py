@@ -78,6 +78,8 @@ def roll_lines(rollout: Rollout, store: Store) -> list[str]:
 
 def _do(store: Store, do: str, by: str) -> None:
     def told(rollout: Rollout) -> Rollout:
+        if rollout.phase is Phase.PREPARING and do != "abort":
+            raise SetupError("its apply was cut short before the first wave; apply again")
         if do == "resume":
             return resumed(rollout, reports.stored(store), time.time())
         phase, reason = (Phase.PAUSED, f"by {by}") if do == "pause" else (Phase.ABORTED, f"by {by}")

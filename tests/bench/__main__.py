@@ -24,8 +24,10 @@ from tests.bench.figure import Figure, keep, summarise
 from tests.bench.flap import FLAP
 from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import OUTAGES
+from tests.bench.planned import planned_move
 from tests.bench.probecost import PROBE_COST
 from tests.bench.restart import agent_restart
+from tests.bench.standby import model_error
 from tests.lab import watch
 from tests.lab.container import REPOSITORY, LabError
 from tests.lab.lab import Lab
@@ -40,6 +42,14 @@ MEASURES = (
     BROWNOUT,
     FLAP,
     PROBE_COST,
+    Measure(
+        "planned_move_lost_packets",
+        "packets",
+        "lost of 100 packets/s each way by a switch, a drill, a drained hub and a failback",
+        limit=0,
+        runs=10,
+        take=planned_move,
+    ),
     Measure(
         "forbidden_packets_delivered",
         "packets",
@@ -159,6 +169,24 @@ MEASURES = (
         take=in_namespace("tests.bench.idle:idle_pass"),
         worst=False,
         needs_lab=False,
+    ),
+    Measure(
+        "standby_month_mb",
+        "MB",
+        "a simulated month of a standby cellular uplink to two hubs, both ways, keepalives and rekeying included",
+        limit=30,
+        runs=1,
+        take=in_namespace("tests.bench.standby:month"),
+        needs_lab=False,
+    ),
+    Measure(
+        "standby_model_error_percent",
+        "%",
+        "how far that model is off the interface's counters over SECONDS (960) of standing by in the lab",
+        limit=10,
+        runs=1,
+        take=model_error,
+        on_demand=True,
     ),
 )
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 
 from tests.bench.bench import Bench, Measure, Setting, probed
 from tests.lab import watch
-from tests.lab.container import LabError
 from tests.lab.faults import Direction
 from tests.lab.lab import Lab
 
@@ -105,11 +104,10 @@ def _once(bench: Bench, fault: Fault) -> tuple[float, str]:
             fault.make(lab)
             time.sleep(_MEASURED_S)
             result = flow.stop()
+        # Not judged by packets: what moves between two of them loses none.
         watch.wait_for(lab, SITE, f"moves ({fault.name})", fault.moved, _MOVE_S)
     finally:
         fault.undo(lab)
-    if result.lost == 0:
-        raise LabError(f"nothing was measured: {fault.name} lost no packet")
     up_ms, down_ms = (way.longest_gap_since_ms(failed_s) for way in (result.up, result.down))
     return max(up_ms, down_ms), f"up {up_ms:.0f}, down {down_ms:.0f}"
 

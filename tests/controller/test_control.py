@@ -52,11 +52,12 @@ def test_commands_reach_the_running_controller(
     changed.write_text(text.replace("kind: wired", "kind: wierd", 1))
     assert main([*where, "apply", str(changed)]) == 2
     assert f"{changed}:" in capsys.readouterr().err
-    asked, done = _audit(served.state)
+    asked, done, cert = _audit(served.state)
+    assert (cert.what, cert.about["site"]) == ("cert", "van-1")
     assert (asked.what, asked.by, done.what) == ("apply", control.user_name(os.getuid()), "applied")
     assert "van-1 2" in done.about["published"]
     assert main([*where, "audit", "--check"]) == 0
-    assert done.hash in capsys.readouterr().out
+    assert cert.hash in capsys.readouterr().out
 
 
 ASK = """

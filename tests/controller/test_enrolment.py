@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
 import hashlib
@@ -17,12 +18,14 @@ import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from starlette.requests import Request
+from starlette.types import Message
 
 from cpe_agent.model.document_check import decode
-from cpe_controller import authorities, commands, pki, setup, standing, tokens
+from cpe_controller import answers, authorities, commands, pki, setup, standing, tokens
 from cpe_controller.answers import Refused
 from cpe_controller.commands import answering
-from cpe_controller.limits import Limits, Rate
+from cpe_controller.limits import Limits, Rate, source
 from cpe_controller.tokens import Record
 from tests.controller.conftest import Served, serving
 
@@ -218,3 +221,23 @@ def test_limits_are_for_each_and_for_all() -> None:
     assert limits.admit("c", 1.0) == 0
     assert limits.admit("a", 5.0) == 5
     assert limits.admit("a", 10.0) == 0
+
+
+def test_a_source_is_who_pays_for_the_line() -> None:
+    assert source("198.51.100.7") == source("::ffff:198.51.100.7") == "198.51.100.7"
+    assert source("::ffff:198.51.100.8") != source("198.51.100.7")
+    assert source("2001:db8:0:1::7") == source("2001:db8:0:1:ffff::9") != source("2001:db8:0:2::7")
+
+
+def test_who_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "BODY_S", 0.05)
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def read() -> None:
+        with pytest.raises(Refused, match="not there after"):
+            await answers.body_of(Request({"type": "http", "method": "POST"}, never), 100)
+
+    asyncio.run(asyncio.wait_for(read(), 5))

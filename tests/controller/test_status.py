@@ -117,6 +117,23 @@ def test_from_the_report_to_the_operator(served: Served, capsys: pytest.CaptureF
     assert taken == [{"van-1": "1.1"}]
 
 
+def test_what_a_site_has_refused_is_offered_to_it_no_longer(served: Served, text: str) -> None:
+    refused = {"epoch": 1, "version": 1, "reason": "lost both hubs", "reverted": True}
+    with served.client("van-1") as client:
+        etag = client.get("/v1/document").headers["etag"]
+        assert client.get("/v1/changes?wait=0").json() == {"epoch": 1, "version": 1}
+        client.post("/v1/status", json=SAID | {"applied": None, "rejected": refused}).raise_for_status()
+        assert client.get("/v1/changes?wait=0").json() == {"heartbeat": True}
+        assert client.get("/v1/document", headers={"If-None-Match": '"of the one before"'}).status_code == 304
+        setup.apply(served.state, text.replace("failback_s: 60", "failback_s: 61"))
+        assert client.get("/v1/changes?wait=10").json() == {"epoch": 1, "version": 2}
+        answer = client.get("/v1/document", headers={"If-None-Match": etag})
+        assert answer.status_code == 200
+    # Another site is none the wiser.
+    with served.client("hospital-1") as client:
+        assert client.get("/v1/changes?wait=0").json() == {"epoch": 1, "version": 2}
+
+
 def test_nonsense_is_no_report(served: Served) -> None:
     with served.client("van-1") as client:
         for body, status in (

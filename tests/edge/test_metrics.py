@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from cpe_agent.edge.metrics import CONNECTIONS_MAX, EXCHANGE_S, exposition, serve_metrics
-from cpe_agent.model.condition import Status
+from cpe_agent.model.condition import ServiceReport, Status
 from cpe_agent.ports import EdgeError
 from tests.reports import BLANK, BRANCH, HUB, NOW
 
@@ -63,6 +63,9 @@ class TestExposition:
             ("path_jitter_seconds", LTE, 0.01225),
             ("path_loss_ratio", WIRED, 0.02),
             ("path_loss_ratio", LTE, 1),
+            ("uplink_bytes_total", {"uplink": "lte"}, 7_000_000_000),
+            ("uplink_budget_remaining_bytes", {"uplink": "lte"}, 500_000_000),
+            ("overhead_bytes_total", {"uplink": "lte"}, 12_000_000),
             ("path_mtu_bytes", WIRED, 1400),
             ("path_mtu_bytes", LTE, 1218),
             ("peer_ready", {"peer": "centre"}, 1),
@@ -105,6 +108,15 @@ class TestExposition:
         bundle = msgspec.structs.replace(BRANCH.bundles[0], installed=False)
         found = parsed(exposition(msgspec.structs.replace(BRANCH, bundles=(bundle,))))
         assert "cpe_agent_bundle_active_path_info" not in {name for name, _ in found}
+
+    def test_servers_are_told_by_bundle_and_not_by_pair(self) -> None:
+        def server(pair: str, bundle: str, state: str) -> ServiceReport:
+            return ServiceReport(pair, bundle, "10.10.0.10 (echo)", state, "centre")
+
+        servers = (server("a", "x", "answering"), server("b", "x", "silent"), server("c", "y", "unknown"))
+        page = parsed(exposition(msgspec.structs.replace(BRANCH, services=servers)))
+        found = {key: value for key, value in page.items() if "service_up" in str(key)}
+        assert list(found.values()) == [0.5] and "'x'" in str(found)
 
     def test_limits_on_ike_init_are_told_apart_from_other_drops(self) -> None:
         drops = {"unlisted": 3, "ike_init_source": 5, "ike_init_all": 0}

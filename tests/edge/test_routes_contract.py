@@ -48,6 +48,9 @@ WANTED = Routes(
             Rule(6, 120, 15500, source="fd0a::1"),
             Rule(4, 130, 15500, iif="not-there"),
             Rule(4, 140, 15510, source="10.5.0.1"),
+            Rule(4, 150, 254, iif="lo", near=True),
+            Rule(6, 150, 254, iif="lo", near=True),
+            Rule(4, 160, 15502, iif="lo"),
         }
     ),
     routes=frozenset(

@@ -21,14 +21,21 @@ from cpe_agent.edge.store import (
     PREVIOUS,
     REJECTIONS,
     SIGNERS,
+    USAGES,
     FileStore,
 )
 from cpe_agent.model.confirmation import Before, Rejection
+from cpe_agent.model.usage import Life, Usage
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers, StorePort
 from tests.fakes.store import FakeStore
 
 SIGNED = SignedDocument(raw=b'{"schema":1}\n\x00\xff', signature=bytes(range(64)), key_id="2026-a")
 OTHER = SignedDocument(raw=b"{}", signature=bytes(64), key_id="b")
+
+USAGES_OF = {
+    "lte": Usage("2026-11-05", {"2026-10-05": 3, "2026-11-05": 2**40}, 5, 2**63, 7, Life("boot", "wwan0", 3, 2**63, 7)),
+    "wired": Usage("2026-11-01", {}),
+}
 
 # The store as the next process finds it.
 Restart = Callable[[], StorePort]
@@ -48,6 +55,7 @@ class TestContract:
         assert restart().load_order() is None
         assert restart().load_clock_floor() == 0.0
         assert restart().load_drained() is False
+        assert restart().load_usages() == {}
 
     def test_a_hub_is_drained_until_it_is_undrained(self, restart: Restart) -> None:
         for drained in (True, True, False, True):
@@ -98,6 +106,11 @@ class TestContract:
         restart().save_pending(Pending(SIGNED, 1, Before(names)))
         assert restart().load_pending() == Pending(SIGNED, 1, Before(names))
 
+    def test_what_was_counted_outlives_a_restart(self, restart: Restart) -> None:
+        for usages in (USAGES_OF, {"lte": USAGES_OF["lte"]}, USAGES_OF):
+            restart().save_usages(usages)
+            assert restart().load_usages() == usages
+
     def test_the_last_one_saved_counts(self, restart: Restart) -> None:
         for document in (SIGNED, OTHER):
             restart().save_document(document)
@@ -127,6 +140,7 @@ def full(state_dir: Path) -> FileStore:
     store.save_signers(Signers({}, {}, {}))
     store.save_addresses({})
     store.save_instance("one")
+    store.save_usages(USAGES_OF)
     return store
 
 
@@ -140,6 +154,7 @@ LOADERS: dict[str, Callable[[FileStore], object]] = {
     SIGNERS: FileStore.load_signers,
     ADDRESSES: FileStore.load_addresses,
     INSTANCE: FileStore.load_instance,
+    USAGES: FileStore.load_usages,
 }
 WHOLE_DOCUMENTS = (DOCUMENT, PENDING, PREVIOUS)
 
@@ -170,6 +185,8 @@ def test_damage_is_told_from_absence_and_mended_by_saving(full: FileStore, state
     full.save_signers(Signers({}, {}, {}))
     full.save_addresses({})
     full.save_instance("two")
+    full.save_usages({})
+    assert full.load_usages() == {}
     for load in LOADERS.values():
         load(full)
     assert (full.load_document(), full.load_order(), full.load_clock_floor()) == (OTHER, (5, 1), 2.5)

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from cpe_agent.model.confirmation import Rejection
 from cpe_agent.model.enrolment import Enrolment
+from cpe_agent.model.usage import Usage
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers
 
 
@@ -24,6 +25,8 @@ class FakeStore:
         self.order: tuple[int, int] | None = None
         self.clock_floor_s = 0.0
         self.drained = False
+        self.usages: dict[str, Usage] = {}
+        self.usages_saved = 0
         self.refusal: str | None = None
 
     def load_document(self) -> SignedDocument | None:
@@ -102,6 +105,14 @@ class FakeStore:
     def save_drained(self, drained: bool) -> None:
         self._refuse()
         self.drained = drained
+
+    def load_usages(self) -> dict[str, Usage]:
+        return dict(self.usages)
+
+    def save_usages(self, usages: dict[str, Usage]) -> None:
+        self._refuse()
+        self.usages = dict(usages)
+        self.usages_saved += 1
 
     def _refuse(self) -> None:
         if self.refusal is not None:

@@ -47,6 +47,8 @@ class Direction:
     longest_gap_ms: float
     longest_gap_at_s: float  # when it began
     longest_delay_ms: float
+    # Lost before something of the same sender arrived later: with a twin, what each sends to nobody is no loss.
+    lost_between: int = 0
     # When something was heard, from the first packet sent to the last.
     heard_s: tuple[float, ...] = field(default=(), repr=False)
 
@@ -180,7 +182,12 @@ def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
     heard_ns.append(max(previous_ns, sender["last_sent_ns"]))
     if sender["last_sent_ns"] - previous_ns > longest_gap_ns:
         longest_gap_ns, longest_gap_at_ns = sender["last_sent_ns"] - previous_ns, previous_ns
+    lost_between = 0
+    for first, end in ((0, twin_first), (twin_first, sent)):
+        heard = [sequence for sequence in seen if first <= sequence < end]
+        lost_between += max(heard) + 1 - first - len(heard) if heard else 0
     return Direction(
+        lost_between=lost_between,
         sent=sent,
         received=len(seen),
         duplicates=duplicates,

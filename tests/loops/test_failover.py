@@ -9,7 +9,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from cpe_agent.model.dataplane import MAIN, Route, Ruleset
+from cpe_agent.model.dataplane import MAIN, OWN, Route, Ruleset
 from cpe_agent.model.document import Probing
 from cpe_agent.model.observed import Link
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, branch
@@ -86,7 +86,7 @@ async def test_that_a_slow_kernel_does_not_change_the_order(autojump_clock: Mock
         await trio.sleep(10)
         lines = world.story.since(0, "rules", "routes", "tunnels")
         first = {topic: min(line.at_s for line in lines if line.topic == topic) for topic in ("rules", "tunnels")}
-        locked_at = max(line.at_s for line in lines if line.topic == "routes")
+        locked_at = max(line.at_s for line in lines if line.topic == "routes" and not _own_way(line))
         assert first["rules"] < locked_at <= first["tunnels"], "a tunnel came up before its routes were there"
         protected_at = min(line.at_s for line in lines if "add" in line.text and "protected4" in line.text)
         assert protected_at <= first["tunnels"], "what is sent into tunnels is not yet protected from leaving elsewhere"
@@ -105,7 +105,7 @@ async def test_blackhole_of_the_active_uplink_and_its_healing(autojump_clock: Mo
         assert len(moved) == 3 and all("reason=path_down_probes" in line.text for line in moved), moved
         assert all(line.at_s - fault_at <= DETECTION_S for line in moved), moved
         # How many children a dead IKE_SA is asked to end before it is ended by force does not matter.
-        lines = [line for line in world.story.since(fault_at, *KERNEL) if not _ends_child(line)]
+        lines = [line for line in world.story.since(fault_at, *KERNEL) if not _ends_child(line) and not _own_way(line)]
         expect(
             _about("centre", lines),
             [
@@ -134,7 +134,7 @@ async def test_blackhole_of_the_active_uplink_and_its_healing(autojump_clock: Mo
         moved = world.story.events("bundle_moved", healed_at)
         assert len(moved) == 3 and all("reason=failback" in line.text for line in moved), moved
         assert all(0 <= line.at_s - back_at - FAILBACK_S <= INTERVAL_S + 0.01 for line in moved), moved
-        lines = world.story.since(back_at, *KERNEL)
+        lines = [line for line in world.story.since(back_at, *KERNEL) if not _own_way(line)]
         expect(
             _about("centre", lines),
             [
@@ -352,6 +352,46 @@ def _ends_child(line: Line) -> bool:
     return line.text.startswith("end wired.") and "traffic-" in line.text
 
 
+def _own_way(line: Line) -> bool:
+    """By which uplink the router's own packets leave."""
+    return line.topic == "routes" and line.text.endswith(f"table {OWN}")
+
+
 def _about(hub: str, lines: list[Line]) -> list[Line]:
     """What was done on the paths to this hub: paths are independent, so only within one is there an order."""
     return [line for line in lines if f".{hub}.wan" in line.text]
+
+
+async def test_that_the_routers_own_traffic_leaves_a_dead_uplink_and_comes_back(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        assert await _own_routes(world) == {("wired", "203.0.113.17")}
+        world.blackhole("wired")
+        await trio.sleep(2)
+        assert await _own_routes(world) == {("lte", "100.64.1.1")}
+        world.heal("wired")
+        await trio.sleep(60)
+        assert await _own_routes(world) == {("wired", "203.0.113.17")}
+        # No path at all: nobody knows better than the kernel's own default routes.
+        world.blackhole("wired")
+        world.blackhole("lte")
+        await trio.sleep(5)
+        assert await _own_routes(world) == set()
+        assert agent.cells.targets.value["routes"].drift_total == 0
+
+
+async def test_that_a_restarted_agent_leaves_the_way_out_as_it_is(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+    restarted_at = trio.current_time()
+    async with world.agent():
+        await trio.sleep(10)
+    assert world.story.since(restarted_at, "routes") == []
+
+
+async def _own_routes(world: World) -> set[tuple[str, str]]:
+    return {(route.device, route.gateway) for route in (await world.routes.read()).routes if route.table == OWN}
