@@ -1,4 +1,4 @@
-"""Which edges and loops make the daemon? The composition root: nothing else imports the edges.
+"""Which edges and loops make the daemon? The composition root: with newcomer, nothing else imports the edges.
 
 `run` is the whole life of the daemon: build the edges, load the last good document, start the loops, stop on SIGTERM.
 The data plane stays when the daemon goes: tunnels, rules and routes belong to the kernel and charon, and are adopted.
@@ -7,7 +7,6 @@ The data plane stays when the daemon goes: tunnels, rules and routes belong to t
 from __future__ import annotations
 
 import functools
-import signal
 import sys
 
 import msgspec
@@ -15,26 +14,33 @@ import trio
 
 from cpe_agent import __version__
 from cpe_agent.core import drill, obey
+from cpe_agent.core.certificate import Life
 from cpe_agent.core.compile import Site
 from cpe_agent.core.expected import expected
 from cpe_agent.core.preview import Preview, preview
 from cpe_agent.core.verify import verify as find_differences
 from cpe_agent.core.wanted_ruleset import pair_elements
 from cpe_agent.edge import ipsec
+from cpe_agent.edge.box import box
 from cpe_agent.edge.charon import CharonTunnels
 from cpe_agent.edge.connector import TcpConnector
 from cpe_agent.edge.control import ask, serve_control
 from cpe_agent.edge.controller import HttpsController
+from cpe_agent.edge.credentials import Credentials
 from cpe_agent.edge.early import EarlyEsp
 from cpe_agent.edge.identity import Identity, load_identity
 from cpe_agent.edge.metrics import serve_metrics
+from cpe_agent.edge.names import Names
 from cpe_agent.edge.netlink import Netlink
 from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.prober import IcmpProber
 from cpe_agent.edge.records import RecordFile
 from cpe_agent.edge.store import FileStore
 from cpe_agent.log import configure, get_logger
+from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.clock import FlooredClock
+from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.drill import Drills
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
@@ -45,22 +51,24 @@ from cpe_agent.loops.planning import keep_plan
 from cpe_agent.loops.probing import Probing
 from cpe_agent.loops.readiness import ReadinessKeeper
 from cpe_agent.loops.reconcile import Reconciler
+from cpe_agent.loops.renew import Renewer
 from cpe_agent.loops.report import Reporter
 from cpe_agent.loops.services import ServiceProbing
 from cpe_agent.loops.steering import steer_bundles
-from cpe_agent.model.condition import Condition, DrainAnswer, Status
+from cpe_agent.loops.stored import read_stored
+from cpe_agent.model.condition import Condition, DrainAnswer, RollbackAnswer, Status
 from cpe_agent.model.dataplane import Backend, Dataplane, Routes, Ruleset
 from cpe_agent.model.difference import Verification
 from cpe_agent.model.document import Document, DocumentError
 from cpe_agent.model.document_check import decode
 from cpe_agent.model.drill import DrillProgress, DrillRecord
 from cpe_agent.model.observed import Charon, Link, Links
+from cpe_agent.newcomer import CONTROL_SOCKET, already, enrolled, stop_on_signal
 from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings
 
 log = get_logger()
 
-CONTROL_SOCKET = "control.sock"
 # Worker threads read listings. A failover has some ten turns of the event loop, and at each a thread that computes
 # keeps it waiting for this long; with Python's own 5 ms that is half of what a failover may take.
 SWITCH_S = 0.0005
@@ -70,7 +78,7 @@ def run(settings: Settings) -> int:
     """Live until SIGTERM or SIGINT. Raises `EdgeError` when identity or kernel make a start impossible."""
     configure(settings.log, settings.log_level)
     sys.setswitchinterval(SWITCH_S)
-    trio.run(_live, settings)
+    trio.run(_run, settings)
     return 0
 
 
@@ -83,6 +91,11 @@ def drain(settings: Settings, drained: bool) -> DrainAnswer:
     """Tell the running daemon of a hub to be drained, or no longer. Raises `EdgeError` if there is none."""
     command = "drain" if drained else "undrain"
     return msgspec.json.decode(ask(settings.run_dir / CONTROL_SOCKET, command), type=DrainAnswer)
+
+
+def rollback(settings: Settings) -> RollbackAnswer:
+    """Tell the running daemon to go back to the document before. Raises `EdgeError` if there is none of either."""
+    return msgspec.json.decode(ask(settings.run_dir / CONTROL_SOCKET, "rollback"), type=RollbackAnswer)
 
 
 def start_drill(settings: Settings, kind: str, name: str) -> DrillProgress:
@@ -138,6 +151,7 @@ def verify(settings: Settings) -> Verification:
 
     Raises `NoDocument`, and `EdgeError` if kernel or credentials cannot be read.
     """
+    settings = settled(settings)
     document = stored_document(settings)
     return compare(document, trio.run(look, settings))
 
@@ -160,6 +174,7 @@ def compare(document: Document, living: Living) -> Verification:
 def plan(settings: Settings, candidate: bytes | None) -> Preview:
     """What the next pass would change or, with `candidate` (a document; nobody needs to have signed it), what would
     change if it were put in force. Raises `DocumentError`, and what `verify` raises."""
+    settings = settled(settings)
     old: Document | None
     if candidate is None:
         document = old = stored_document(settings)
@@ -185,20 +200,30 @@ def plan(settings: Settings, candidate: bytes | None) -> Preview:
     return Preview(settings.site, document.epoch, document.version, len(operations), operations, tuple(notes))
 
 
-def stored_document(settings: Settings) -> Document:
-    """The last good document, verified again. Raises `NoDocument`."""
+def settled(settings: Settings) -> Settings:
+    """With what this box was told when it was enrolled. Raises `NoDocument` if it never was."""
+    if not settings.enrols:
+        return settings
     try:
-        signed = FileStore(settings.state_dir).load_document()
-        if signed is None:
-            raise NoDocument("this site has never accepted a document")
-        keys = obey.signing_keys(None, _keys(settings))
-        obey.verify(signed.raw, signed.signature, signed.key_id, keys)
-        # Its age speaks neither for nor against it: it is in force.
-        return obey.obey(signed.raw, settings.site, None, None, obey.Clock(0.0, trusted=False), stored=True)
-    except DocumentError as error:
-        raise NoDocument(f"the stored document is refused: {error}") from None
+        enrolment = FileStore(settings.state_dir).load_enrolment()
     except EdgeError as error:
         raise NoDocument(error.cause) from None
+    if enrolment is None:
+        raise NoDocument("this box belongs to no site yet: run `cpe-agent enroll TOKEN`")
+    return settings.enrolled(enrolment)
+
+
+def stored_document(settings: Settings) -> Document:
+    """The document in force by what is on the disk, verified again. Raises `NoDocument`."""
+    stored = read_stored(FileStore(settings.state_dir), settings.site, _keys(settings))
+    document = stored.in_force()
+    if document is not None:
+        return document
+    for trouble in stored.troubles:
+        if isinstance(trouble, EdgeError):
+            raise NoDocument(trouble.cause)
+        raise NoDocument(f"the stored document is refused: {trouble}")
+    raise NoDocument("this site has never accepted a document")
 
 
 async def look(settings: Settings) -> Living:
@@ -219,6 +244,15 @@ async def look(settings: Settings) -> Living:
     return Living(backend, identity.name, links, ruleset, routes, strangers, held, why, _drained(settings))
 
 
+async def _run(settings: Settings) -> None:
+    if settings.enrols:
+        enrolment = await enrolled(settings)
+        if enrolment is None:
+            return
+        settings = settings.enrolled(enrolment)
+    await _live(settings)
+
+
 async def _live(settings: Settings) -> None:
     identity = load_identity(settings.certificate, settings.key)
     backend = ipsec.resolve(settings.backend)
@@ -228,26 +262,42 @@ async def _live(settings: Settings) -> None:
     mtu_prober = IcmpProber(whole=True)
     early = EarlyEsp()
     charon = charon_port(settings, identity, backend)
-    controller = HttpsController(settings.controllers, settings.ca, settings.certificate, settings.key)
-    follower = Follower(cells, controller, store, settings.site, _keys(settings))
+    clock = FlooredClock(store)
+    clock.load()
+    controller = HttpsController(
+        settings.controllers, settings.ca, settings.certificate, settings.key, names=Names(store), now=clock.now_s
+    )
     readiness = ReadinessKeeper(cells, lan_prober, firewall, store)
     probing = Probing(cells, prober)
+    in_force = InForce(cells, store, clock, settings.site, _keys(settings), probing.tracks)
+    follower = Follower(cells, controller, in_force)
     service_prober = IcmpProber()
     service_probing = ServiceProbing(cells, service_prober, TcpConnector())
     drill_prober = IcmpProber()
     drills = Drills(cells, drill_prober, RecordFile(settings.state_dir), settings.site)
     reconciler = Reconciler(cells, firewall, netlink, charon, backend, early)
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
+    cells.certificate.set(_life(identity))
+
+    def renewed() -> Life:
+        fresh = load_identity(settings.certificate, settings.key)
+        charon.use_credentials(fresh.chain_pem, fresh.key_pem, _read_ca(settings))
+        reconciler.tunnels_bell.ring("credentials")
+        return _life(fresh)
+
+    credentials = Credentials(settings.state_dir) if settings.enrols else None
+    renewer = Renewer(cells, controller, credentials, clock, renewed, follower.ways)
+    announcer = Announcer(cells, controller, reporter, box(store), follower.ways)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
     metering = Metering(cells, netlink, store)
     readiness.load()
     drills.load()
-    follower.load()
+    in_force.load()
     metering.load()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_stop_on_signal, nursery.cancel_scope)
+        nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         # First of all: it holds the lock, and of two agents the second must not have touched anything.
-        answer = functools.partial(_answer, reporter, readiness, drills)
+        answer = functools.partial(_answer, reporter, readiness, drills, in_force)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
         nursery.start_soon(watch_links, cells, netlink, reconciler.bell)
         nursery.start_soon(readiness.run)
@@ -263,8 +313,13 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(reporter.run)
         await reconciler.firewall_seen_to.wait()
         nursery.start_soon(follower.run)
+        nursery.start_soon(in_force.run, follower.reach)
+        nursery.start_soon(announcer.run)
+        nursery.start_soon(clock.run, cells)
+        nursery.start_soon(renewer.run)
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, reporter.status)
+    in_force.stopped()
     await prober.aclose()
     await lan_prober.aclose()
     await mtu_prober.aclose()
@@ -276,7 +331,9 @@ async def _live(settings: Settings) -> None:
     log.info("agent_stopped")
 
 
-async def _answer(reporter: Reporter, readiness: ReadinessKeeper, drills: Drills, command: str) -> bytes:
+async def _answer(
+    reporter: Reporter, readiness: ReadinessKeeper, drills: Drills, in_force: InForce, command: str
+) -> bytes:
     """Answer of the control socket. Raises EdgeError for a command that it does not know."""
     if command == "status":
         return msgspec.json.encode(await reporter.status())
@@ -287,18 +344,16 @@ async def _answer(reporter: Reporter, readiness: ReadinessKeeper, drills: Drills
             return msgspec.json.encode(drills.start(kind, name))
     if command in ("drain", "undrain"):
         return msgspec.json.encode(readiness.set_drained(command == "drain"))
+    if command == "rollback":
+        return msgspec.json.encode(in_force.roll_back())
+    if command.startswith("enroll "):
+        raise already((await reporter.status()).site)
     raise EdgeError("control", command, "is no command of this agent's version")
-
-
-async def _stop_on_signal(scope: trio.CancelScope) -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        async for _ in signals:
-            scope.cancel()
 
 
 def charon_port(settings: Settings, identity: Identity, backend: Backend) -> CharonTunnels:
     """This site's charon. Raises `EdgeError` for credentials that cannot be read."""
-    return CharonTunnels(settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend)
+    return CharonTunnels(settings.vici_socket, identity.chain_pem, identity.key_pem, _read_ca(settings), backend)
 
 
 def _drained(settings: Settings) -> bool:
@@ -313,6 +368,10 @@ def _stored_or_none(settings: Settings) -> Document | None:
         return stored_document(settings)
     except NoDocument:
         return None
+
+
+def _life(identity: Identity) -> Life:
+    return Life(identity.not_before.timestamp(), identity.not_after.timestamp())
 
 
 def _read_ca(settings: Settings) -> bytes:

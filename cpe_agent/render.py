@@ -90,6 +90,8 @@ def _document(status: Status) -> str:
     if status.document_epoch is None or status.document_version is None:
         return "none yet"
     order = f"{status.document_epoch}.{status.document_version}"
+    if not status.document_confirmed:
+        order += " (not confirmed yet)"
     if status.document_expires is None:
         return order
     left_s = status.document_expires - status.now

@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from cpe_agent import app, cli
+from cpe_agent.arguments import USAGE
 from cpe_agent.core import drill
 from cpe_agent.model.drill import DrillMove, DrillProgress, DrillRecord, Stream
 from cpe_agent.ports import EdgeError
@@ -83,7 +84,7 @@ def test_a_refusal_says_why(
 
 
 def test_what_to_drill_must_be_said(config: str, capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["drill", "-c", config]) == cli.USAGE
+    assert cli.main(["drill", "-c", config]) == USAGE
     assert "drill uplink NAME" in capsys.readouterr().err
 
 

@@ -79,15 +79,19 @@ class CharonTunnels:
         # What is remembered of a listing and what changes it must not overlap.
         self._turn = trio.Lock()
         self._backend = backend
+        self.use_credentials(certificate_pem, key_pem, cas_pem)
+        self._children: dict[str, tuple[LoadedChild, ...]] = {}
+        self._changed: set[str] = set()
+        self._reads_left = 0
+
+    def use_credentials(self, certificate_pem: bytes, key_pem: bytes, cas_pem: bytes) -> None:
+        """These from now on: the next `read` finds that they are not loaded. SAs that live are left alone."""
         self._key_pem = key_pem
         certificates = _certificates(certificate_pem, "our certificate")
         self._own = tuple(c.public_bytes(Encoding.DER) for c in certificates)
         self._authorities = tuple(c.public_bytes(Encoding.DER) for c in _certificates(cas_pem, "authorities"))
         # charon names a key by the SHA-1 of the public key's bits, as a subject key identifier does.
         self._key_id = x509.SubjectKeyIdentifier.from_public_key(certificates[0].public_key()).digest.hex()
-        self._children: dict[str, tuple[LoadedChild, ...]] = {}
-        self._changed: set[str] = set()
-        self._reads_left = 0
         self._certificates_seen = False
 
     async def read(self) -> Charon:

@@ -120,6 +120,15 @@ def _site(status: Status) -> Iterator[Metric]:
         expiry.add_metric([], status.document_expires)
     yield expiry
 
+    certificate = _gauge("certificate_expiry_timestamp_seconds", "When this site's certificate expires.")
+    if status.certificate_expires is not None:
+        certificate.add_metric([], status.certificate_expires)
+    yield certificate
+
+    clock = _gauge("clock_trusted", "Whether the system's clock says no less than has certainly passed.")
+    clock.add_metric([], status.clock_trusted)
+    yield clock
+
     contact = _gauge("controller_last_contact_timestamp_seconds", "When the controller last answered.")
     if status.controller_last_contact is not None:
         contact.add_metric([], status.controller_last_contact)

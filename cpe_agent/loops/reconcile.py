@@ -265,7 +265,9 @@ class Reconciler:
 
     async def _keep_tunnels(self) -> None:
         while True:
-            until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
+            until = trio.current_time() + BACKSTOP_S
+            if self._locked_plan is not None:
+                until = min(until, self._tunnels_wake_at, self._tunnels_target.retry_at)
             await self.tunnels_bell.wait(until)
             if self._locked_plan is not None:
                 await self._pass_tunnels()

@@ -120,6 +120,15 @@ class DrainAnswer(msgspec.Struct, frozen=True):
     warning: str = ""
 
 
+class RollbackAnswer(msgspec.Struct, frozen=True):
+    """What became of `rollback`: the (epoch, version) that was left and the one that is in force now. `warning`: what
+    the operator must know, or ""."""
+
+    left: tuple[int, int]
+    in_force: tuple[int, int]
+    warning: str = ""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The whole report. Times are wall time in seconds."""
 
@@ -143,6 +152,9 @@ class Status(msgspec.Struct, frozen=True):
     pair_packets: dict[str, int]
     pair_bytes: dict[str, int]
     conditions: tuple[Condition, ...]
+    document_confirmed: bool = True
+    clock_trusted: bool = True
+    certificate_expires: float | None = None
     services: tuple[ServiceReport, ...] = ()
 
     @property

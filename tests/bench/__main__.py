@@ -19,6 +19,7 @@ from tests.bench.alone import in_namespace
 from tests.bench.bench import Bench, Measure
 from tests.bench.brownout import BROWNOUT
 from tests.bench.charonkill import charon_kill
+from tests.bench.enrol import token_to_ping
 from tests.bench.figure import Figure, keep, summarise
 from tests.bench.flap import FLAP
 from tests.bench.leakage import forbidden_packets
@@ -72,6 +73,14 @@ MEASURES = (
         limit=3000,
         runs=5,
         take=charon_kill,
+    ),
+    Measure(
+        "token_to_ping_s",
+        "s",
+        "from a token typed on a new box to the first ping through a tunnel",
+        limit=5,
+        runs=5,
+        take=token_to_ping,
     ),
     Measure(
         "pairs_10k_first_apply_ms",

@@ -18,6 +18,7 @@ from cpe_agent.model.ops import (
     Initiate,
     LoadConnection,
     LoadCredentials,
+    TerminateIke,
 )
 from cpe_agent.ports import EdgeError
 from tests.edge.charon_bed import (
@@ -100,6 +101,24 @@ async def test_new_credentials_replace_old_ones(real_bed: Bed, real: RealEnds) -
             assert not (await renewed.read()).credentials_loaded
             await renewed.apply(LoadCredentials())
             assert (await renewed.read()).credentials_loaded
+
+
+@NEEDS_CHARON
+async def test_a_renewed_certificate_leaves_live_tunnels_alone_and_is_used_for_the_next(real: RealEnds) -> None:
+    await settle(real.hub, hub_wants())
+    wanted = branch_wants(WIRED)
+    before = await settle(real.branch, wanted)
+    (sa,) = before.last.ike_sas
+    renewed = authority().issue(BRANCH_ID)
+    assert isinstance(real.branch, CharonTunnels)
+    real.branch.use_credentials(renewed.certificate_pem, renewed.key_pem, authority().pem)
+    after = await settle(real.branch, wanted)
+    assert [type(op) for op in after.ops] == [LoadCredentials]
+    assert [(s.unique_id, s.established) for s in after.last.ike_sas] == [(sa.unique_id, True)]
+    await real.branch.apply(TerminateIke(sa.unique_id, force=True))
+    again = await settle(real.branch, wanted)
+    (fresh,) = again.last.ike_sas
+    assert fresh.established and fresh.unique_id != sa.unique_id
 
 
 @NEEDS_CHARON

@@ -48,6 +48,7 @@ class TestExposition:
             ("build_info", {"version": "0.1.0", "backend": "userland"}, 1),
             ("document_info", {"site": "hospital-1", "role": "branch", "epoch": "1", "version": "42"}, 1),
             ("document_expiry_timestamp_seconds", {}, NOW + 6 * 86_400 + 10_900),
+            ("clock_trusted", {}, 1),
             ("controller_last_contact_timestamp_seconds", {}, NOW - 4),
             ("condition", {"type": "UplinkDown"}, 1),
             ("condition", {"type": "BundleWithoutPath"}, 1),
@@ -94,7 +95,9 @@ class TestExposition:
 
     def test_a_site_that_knows_nothing_says_nothing(self) -> None:
         assert parsed(exposition(BLANK)) == samples(
-            ("build_info", {"version": "0.1.0", "backend": "userland"}, 1), ("condition", {"type": "NoDocument"}, 1)
+            ("build_info", {"version": "0.1.0", "backend": "userland"}, 1),
+            ("clock_trusted", {}, 1),
+            ("condition", {"type": "NoDocument"}, 1),
         )
 
     def test_conditions_of_a_type_are_counted(self) -> None:

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import ipaddress
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 import trio
 
 from cpe_agent.core.compile import Site
+from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.clock import FlooredClock
+from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.drill import Drills
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
@@ -33,6 +37,7 @@ from cpe_agent.model.dataplane import Backend, Path, Routes, Ruleset, stem_of
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, IkeSa, Link, LinkAddress, Links
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
+from cpe_agent.model.site_report import Box
 from tests.fakes.charon import Answer, FakeCharon
 from tests.fakes.controller import FakeController
 from tests.fakes.early import FakeEarly
@@ -47,6 +52,7 @@ from tests.loops.story import Noted, Story, told_route_op, told_rules, told_tunn
 RTT_S = {"wired": 0.02, "lte": 0.05}
 PATH_ADDRESSES = {"10.255.101.2": "wired", "10.255.101.3": "lte"}
 HUBS = (CENTRE, CLOUD)
+BOX = Box("6f1c1a52-0000-4000-8000-000000000001", "boot-1")
 START_OF_2026_S = 1767225600.0
 LAN_ADDRESS = "10.101.0.1"
 # Far more than any burst of events takes.
@@ -76,10 +82,13 @@ class World:
         self.lan_prober = FakeProber()  # what a hub asks its LANs with
         self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
         self.blackholed: set[str] = set()  # uplinks
+        self.wall: Callable[[], float] = time.time
         self.wall_offset_s = START_OF_2026_S  # what the clock on the wall is ahead of the simulated one
         self.dead_servers: set[tuple[str, str]] = set()  # (server, hub)
         self.records = FakeRecords()
         self.loss: dict[str, float] = {}  # by uplink, 0 to 1
+        # Apart from the waits that the agent draws: one wait more must not lose other packets.
+        self._chance = random.Random(1)
         self.rtt_s = dict(RTT_S)
         self.asked: list[tuple[float, str]] = []  # (when, uplink) of every echo request of a probe
         self.site = site
@@ -149,11 +158,15 @@ class World:
         """Would an echo request from `source` reach the hub that has `target`, and be answered?"""
         uplink = PATH_ADDRESSES.get(source)
         hub = next((h for h in HUBS if target in (h.endpoint.probe_address, h.endpoint.ready_address)), None)
-        if uplink is None or hub is None or uplink in self.blackholed or random.random() < self.loss.get(uplink, 0.0):
+        if uplink is None or hub is None or uplink in self.blackholed or self._lost(uplink):
             return False
         if target == hub.endpoint.ready_address and hub.name in self.unready:
             return False
         return any(self._probes(sa, f"{uplink}.{hub.name}.wan") for sa in self.charon.ike_sas())
+
+    def _lost(self, uplink: str) -> bool:
+        loss = self.loss.get(uplink, 0.0)
+        return loss > 0 and self._chance.random() < loss
 
     async def dataplane(self) -> tuple[Ruleset | None, Routes, tuple[IkeSa, ...]]:
         """Everything that is there, to be compared."""
@@ -202,15 +215,19 @@ class Agent:
         )
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
         self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.firewall, world.store)
+        self.clock = FlooredClock(world.store, world.wall)
+        self.in_force = InForce(self.cells, world.store, self.clock, world.site, {KEY_ID: PUBLIC}, self.probing.tracks)
+        self.follower = Follower(self.cells, world.controller, self.in_force)
+        self.announcer = Announcer(self.cells, world.controller, self.reporter, BOX, self.follower.ways)
         self.metering = Metering(self.cells, world.routes, world.store, world.wall_clock)
         self.services = ServiceProbing(self.cells, Servers(world), ServersByTcp(world))
         self.drills = Drills(self.cells, Servers(world), world.records, world.site)
-        self._follower = Follower(self.cells, world.controller, world.store, world.site, {KEY_ID: PUBLIC})
 
     async def run(self) -> None:
         self.readiness.load()
         self.drills.load()
-        self._follower.load()
+        self.clock.load()
+        self.in_force.load()
         self.metering.load()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_links, self.cells, self.world.routes, self.reconciler.bell)
@@ -225,7 +242,10 @@ class Agent:
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.reporter.run)
             await self.reconciler.firewall_seen_to.wait()
-            nursery.start_soon(self._follower.run)
+            nursery.start_soon(self.follower.run)
+            nursery.start_soon(self.announcer.run)
+            nursery.start_soon(self.clock.run, self.cells)
+            nursery.start_soon(self.in_force.run, self.follower.reach)
 
     async def status(self) -> Status:
         return await self.reporter.status()

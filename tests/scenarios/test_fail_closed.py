@@ -28,11 +28,13 @@ from tests.lab.site import RunningSite
 from tests.lab.topology import NETWORK, Network
 from tests.scenarios import offering
 from tests.scenarios.offering import FROM_OUTSIDE, LISTED, LISTED_PORT, RATE, UNLISTED, between, offered
+from tests.scenarios.publishing import cut_off, given_up, publish, served
 
 SITES = ("centre", "hospital-1")  # the hub and the branch that are watched; the van is another LAN
 UP_S = 40.0
 REPAIR_S = 10.0
 STEADY_S = 1.0
+CONFIRM_S = 5
 # A loaded machine sends in bursts, and a phase may be as short as a second.
 AT_LEAST = 0.5
 
@@ -66,8 +68,8 @@ class Story:
 
 PHASES = (
     "nothing runs", "charon alone", "no document", "first document", "all is well", "agents killed", "charons killed",
-    "rulesets flushed", "an uplink is swapped", "rekeyed", "replaced", "another document", "agents stopped",
-    "charons stopped",
+    "rulesets flushed", "an uplink is swapped", "rekeyed", "replaced", "another document",
+    "document given up", "agents stopped", "charons stopped",
 )  # fmt: skip
 
 
@@ -114,6 +116,12 @@ def story(lab: Lab) -> Story:
             for others in (("7020", "7021", "7022"), ("7020", "7021")):
                 for name, version in apply(lab, _network(lab.network, others)).items():
                     watch.wait_for(lab, name, "obeys", watch.has_document(version), UP_S)
+        with story.phase("document given up"):
+            document = served(lab, "hospital-1")
+            wrong = cut_off(document, "centre", CONFIRM_S)
+            publish(lab, "hospital-1", wrong, wrong["version"])
+            watch.wait_for(lab, "hospital-1", "obeys", watch.has_document(wrong["version"]), UP_S)
+            watch.wait_for(lab, "hospital-1", "goes back", given_up(document["version"]), UP_S)
         with story.phase("agents stopped"):
             for site in sites:
                 site.agent.stop()
@@ -206,7 +214,9 @@ def test_that_nothing_happened_between_the_phases(story: Story) -> None:
     assert not offering.delivered(story.recording, (*UNLISTED, *FROM_OUTSIDE))
 
 
-@pytest.mark.parametrize("name", ["all is well", "agents killed", "rulesets flushed", "rekeyed", "another document"])
+@pytest.mark.parametrize(
+    "name", ["all is well", "agents killed", "rulesets flushed", "rekeyed", "another document", "document given up"]
+)
 def test_that_the_listed_flow_passes(story: Story, name: str) -> None:
     """So that silence elsewhere means something."""
     (phase,) = (phase for phase in story.phases if phase.name == name)
