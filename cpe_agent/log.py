@@ -35,6 +35,8 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "path_up": "Probes over a path are answered, steadily enough to use it.",
         "path_down": "Probes over a path are not answered any more.",
         "path_measured": "The largest packet that a path carries was found, or has changed.",
+        "ipsec_broken": "The kernel has lost SAs or policies of charon's; these IKE_SAs are set up anew.",
+        "ipsec_pruned": "SAs that a killed charon has left in the kernel were deleted, or policies that are nobody's.",
         "bundle_moved": "A bundle's traffic goes over another path.",
         "link_changed": "An interface, its addresses, its carrier or its gateway changed.",
         "hub_drained": "An operator has drained this hub (its ready addresses answer no more), or undrained it.",

@@ -7,19 +7,19 @@ adding what is there and deleting what is not are no errors (but for set element
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from typing import Protocol
 
 import msgspec
 
 from cpe_agent.model.dataplane import Routes, Ruleset
-from cpe_agent.model.observed import Charon, CharonEvent, Links, Reply
+from cpe_agent.model.observed import Charon, CharonEvent, KernelIpsec, KernelPolicy, KernelSa, Links, Reply
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 
 
 class EdgeError(Exception):
-    """The outside world refused: `target` (charon, nftables, netlink, controller, store, prober, identity, control,
-    metrics, kernel), `op`, and `cause` in words."""
+    """The outside world refused: `target` (charon, nftables, netlink, ipsec, controller, store, prober, identity,
+    control, metrics, kernel), `op`, and `cause` in words."""
 
     def __init__(self, target: str, op: str, cause: str) -> None:
         super().__init__(f"{target}: {op}: {cause}")
@@ -79,6 +79,19 @@ class RoutePort(Protocol):
 
     def changes(self) -> AsyncGenerator[None, None]:
         """Yields when links, addresses, routes or rules changed (anybody's)."""
+
+
+class IpsecPort(Protocol):
+    """The kernel's IPsec, everybody's (kernel backend only)."""
+
+    async def read(self) -> KernelIpsec:
+        """SAs of ESP in UDP, and policies."""
+
+    async def delete(self, sas: Iterable[KernelSa], policies: Iterable[KernelPolicy]) -> None:
+        """Delete what was read. What is gone already is no error."""
+
+    def changes(self) -> AsyncGenerator[None, None]:
+        """Yields once when subscribed, then whenever an SA or a policy changed (charon's too)."""
 
 
 class ProbePort(Protocol):

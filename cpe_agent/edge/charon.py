@@ -336,6 +336,8 @@ def _child_sa(child: Reply) -> ChildSa:
         remote_ts=_selectors(child, "remote-ts"),
         bytes_in=_number(child, "bytes-in"),
         bytes_out=_number(child, "bytes-out"),
+        spi_in=_spi(child, "spi-in"),
+        spi_out=_spi(child, "spi-out"),
     )
 
 
@@ -349,6 +351,10 @@ def _number(message: Reply, key: str) -> int:
         return int(value)
     except ValueError as error:
         raise EdgeError("charon", f"read {key}", f"{value!r} is no number") from error
+
+
+def _spi(message: Reply, key: str) -> int:
+    return int(text(message, key, "0"), 16)
 
 
 async def _translated(events: ViciEvents) -> AsyncGenerator[CharonEvent, None]:

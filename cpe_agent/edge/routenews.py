@@ -4,6 +4,7 @@ A hub has tens of thousands of routes of ours, and routing has no generation to 
 tells of every change. While nothing is told that could concern us, what was read is still true. What could:
 
 - a route with our protocol number, or one that was put in the place of another (nobody tells whose that was);
+- an IPsec policy of ours, or the loss of all;
 - any link (routes over one that goes down go without a word), any address, any rule;
 - anything that was lost or is not understood.
 
@@ -17,7 +18,9 @@ import errno
 import socket
 import struct
 import weakref
+from collections.abc import Callable
 
+from cpe_agent.edge import xfrm
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL
 
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
@@ -41,6 +44,7 @@ class RouteNews:
 
     def __init__(self) -> None:
         self._netlink: socket.socket | None = None
+        self._policies: socket.socket | None = None
 
     def heard(self) -> bool:
         """Something that may concern us, since the last call? Yes, at the first. Raises OSError."""
@@ -48,20 +52,30 @@ class RouteNews:
             self._netlink = _subscribed()
             # The socket outlives no owner, and goes without a warning.
             weakref.finalize(self, self._netlink.close)
+            self._policies = xfrm.subscribed((xfrm.GROUP_POLICY,))
+            if self._policies is not None:
+                weakref.finalize(self, self._policies.close)
             return True
-        found = False
-        for _ in range(_BURST):
-            try:
-                datagram = self._netlink.recv(_DATAGRAM_BYTES)
-            except BlockingIOError:
-                return found
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                found = True
-            else:
-                found = found or concerns_us(datagram)
-        return True
+        found = _heard(self._netlink, concerns_us)
+        if self._policies is not None:
+            found = _heard(self._policies, xfrm.concerns_block_policies) or found
+        return found
+
+
+def _heard(netlink: socket.socket, concerns: Callable[[bytes], bool]) -> bool:
+    found = False
+    for _ in range(_BURST):
+        try:
+            datagram = netlink.recv(_DATAGRAM_BYTES)
+        except BlockingIOError:
+            return found
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            found = True
+        else:
+            found = found or concerns(datagram)
+    return True
 
 
 def concerns_us(datagram: bytes) -> bool:

@@ -127,7 +127,7 @@ class Reconciler:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
             nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus,))
-            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
+            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts, cells.broken))
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
             nursery.start_soon(self._keep_tunnels)
@@ -268,7 +268,7 @@ class Reconciler:
                 plan.dataplane.tunnels,
                 plan.dataplane.bundles,
                 self._cells.active.value,
-                self._cells.verdicts.value.dead,
+                self._cells.verdicts.value.dead | self._cells.broken.value,
             )
             try:
                 await self._tunnels_step(plan, wanted)
@@ -278,7 +278,9 @@ class Reconciler:
     async def _tunnels_step(self, plan: Plan, wanted: Tunnels) -> None:
         observed = await self._tunnels.read()
         self._cells.charon.set(observed)
-        wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
+        wanted = msgspec.structs.replace(
+            wanted, stale=self._look_at_branches(plan, observed) | self._cells.broken.value
+        )
         looked_at = (wanted, self._cells.charon.value)
         if self._tunnels_at_rest == looked_at:
             self._tunnels_target.succeeded(0)

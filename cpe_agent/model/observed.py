@@ -43,11 +43,50 @@ class ChildSa(msgspec.Struct, frozen=True):
     remote_ts: tuple[str, ...]
     bytes_in: int = 0
     bytes_out: int = 0
+    spi_in: int = 0
+    spi_out: int = 0
 
     @property
     def installed(self) -> bool:
         # A child under rekeying still carries traffic.
         return self.state in ("INSTALLED", "REKEYING", "REKEYED")
+
+
+class KernelSa(msgspec.Struct, frozen=True, order=True):
+    """An SA of ESP in UDP that the kernel holds. `added`: wall time."""
+
+    source: str
+    destination: str
+    spi: int
+    reqid: int
+    source_port: int
+    destination_port: int
+    added: float
+
+
+class KernelPolicy(msgspec.Struct, frozen=True, order=True):
+    """An IPsec policy that the kernel holds: ports and protocol 0 are any, reqid 0 is one without ESP, `spi` 0 says
+    nothing. `selector` is the kernel's own form of what it selects."""
+
+    direction: str
+    source: str
+    destination: str
+    protocol: int
+    source_port: int
+    destination_port: int
+    priority: int
+    reqid: int = 0
+    spi: int = 0
+    mark: int = 0
+    mask: int = 0
+    selector: bytes = b""
+
+
+class KernelIpsec(msgspec.Struct, frozen=True):
+    """Everybody's SAs and policies."""
+
+    sas: frozenset[KernelSa] = frozenset()
+    policies: frozenset[KernelPolicy] = frozenset()
 
 
 class IkeSa(msgspec.Struct, frozen=True):

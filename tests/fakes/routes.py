@@ -11,15 +11,17 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 import trio
 
-from cpe_agent.model.dataplane import Backend, Route, Routes, Rule
+from cpe_agent.model.dataplane import Backend, BlockPolicy, Route, Routes, Rule
 from cpe_agent.model.observed import Link, Links
 from cpe_agent.model.ops import (
     AddAddress,
     AddDevice,
+    AddPolicy,
     AddRoute,
     AddRule,
     DeleteAddress,
     DeleteDevice,
+    DeletePolicy,
     DeleteRoute,
     DeleteRule,
     RouteOp,
@@ -46,6 +48,7 @@ class FakeRoutes:
         self._routes: set[Route] = set()
         self._devices: set[str] = set()
         self._forwarding: set[int] = set()
+        self._policies: set[BlockPolicy] = set()
         self._links: dict[str, Link] = {"lo": Link("lo", True)}
         # Administratively down is more than without carrier: routes go.
         self._admin_down: set[str] = set()
@@ -80,6 +83,7 @@ class FakeRoutes:
             routes=frozenset(self._routes),
             devices=frozenset(self._devices),
             forwarding=frozenset(self._forwarding),
+            policies=frozenset(self._policies),
         )
 
     async def apply(self, ops: Sequence[RouteOp]) -> None:
@@ -144,6 +148,10 @@ class FakeRoutes:
                 self._add_route(op.route)
             case DeleteRoute():
                 self._routes.discard(op.route)
+            case AddPolicy():
+                self._policies.add(op.policy)
+            case DeletePolicy():
+                self._policies.discard(op.policy)
             case SetForwarding():
                 if op.on:
                     self._need(op.family)

@@ -26,6 +26,7 @@ from typing import Any
 
 from tests.lab.container import Container, LabError, Process, wait_until
 from tests.lab.init import LOGS
+from tests.lab.pace import patience
 
 PORT = 7000
 TWIN_FIRST = 1_000_000  # its sequence numbers start here, so that they are told from the other's
@@ -139,7 +140,7 @@ class Flow:
         with open(log, "wb") as stdout, open(errors, "wb") as stderr:
             argv = [sys.executable, "-S", str(_SCRIPT), *arguments]
             process = self._container.spawn(argv, namespace=host, stdout=stdout, stderr=stderr)
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + patience(_START_S)
         while b"\n" not in log.read_bytes():
             if not process.running or time.monotonic() > deadline:
                 raise LabError(f"{self.name}: the {end} did not start: {errors.read_text().strip()}")
