@@ -4,13 +4,13 @@ Pure; kernel backend only. charon installs SAs and policies in the kernel and ne
 account before and after the kernel was listed, and that list. Out: IKE_SAs that no longer have in the kernel what they
 need, and what of the kernel's to delete. Theory of operation:
 
-| in the kernel                          | meaning                               | decision                             |
-|----------------------------------------|---------------------------------------|--------------------------------------|
-| a CHILD_SA's SA or policy is missing   | somebody flushed them                 | its IKE_SA is broken: end it, and    |
-|                                        |                                       | the dialler dials anew               |
-| an SA that charon does not know        | a charon that was killed has left it  | see below                            |
-| a policy that no CHILD_SA has and that | somebody's: it could let a packet out | delete it                            |
-| no SA in the kernel serves             | (or its SA has gone)                  |                                      |
+| in the kernel                          | meaning                               | decision                          |
+|----------------------------------------|---------------------------------------|-----------------------------------|
+| a CHILD_SA's SA or policy is missing   | somebody flushed them                 | its IKE_SA is broken: end it, and |
+|                                        |                                       | the dialler dials anew            |
+| an SA that charon does not know        | a charon that was killed has left it  | see below                         |
+| a policy that no CHILD_SA has and that | somebody's: it could let a packet out | delete it                         |
+| no SA in the kernel serves             | (or its SA has gone)                  |                                   |
 
 Leftover SAs still carry traffic, and answer probes, so a dialler takes IKE_SAs for alive that its hub has lost. So a
 hub first deletes the SA that its replies to probes leave by: on paths without traffic at once, on the one with traffic

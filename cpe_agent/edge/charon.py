@@ -323,6 +323,7 @@ def _ike_sa(connection: str, sa: Reply) -> IkeSa:
         remote_id=text(sa, "remote-id"),
         remote_host=text(sa, "remote-host"),
         busy=any(task in _BUSY for task in tasks),
+        creating="CHILD_CREATE" in tasks and text(sa, "state") == "ESTABLISHED",
         children=tuple(_child_sa(section(children, key)) for key in children),
     )
 

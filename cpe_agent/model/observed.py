@@ -90,7 +90,8 @@ class KernelIpsec(msgspec.Struct, frozen=True):
 
 
 class IkeSa(msgspec.Struct, frozen=True):
-    """An IKE_SA known to charon, by unique id. `busy`: charon has a task of ours under way in it (set-up, a child)."""
+    """An IKE_SA known to charon, by unique id. `busy`: charon has a task of ours under way in it (set-up, a child);
+    `creating`: a new child."""
 
     connection: str
     unique_id: int
@@ -100,6 +101,7 @@ class IkeSa(msgspec.Struct, frozen=True):
     remote_host: str = ""
     busy: bool = False
     children: tuple[ChildSa, ...] = ()
+    creating: bool = False
 
     @property
     def established(self) -> bool:

@@ -35,11 +35,16 @@ PASSED_ON = ("CPE_", "PYTEST_", "BENCH")
 PACE = 8
 
 _HERE = Path(__file__).parent
+_PREFIX = "cpe-guest-"
 _SERVERS = ("/usr/lib/qemu/virtiofsd", "/usr/libexec/virtiofsd")
 _SERVER_START_S = 20.0
 _PR_SET_PDEATHSIG = 1
 # A clock is calibrated against another one, which is late here: the processor's own is taken as it is.
-_BOOT = "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable random.trust_cpu=on mitigations=off"
+_BOOT = (
+    "console=ttyS0 quiet panic=-1 reboot=t tsc=reliable random.trust_cpu=on mitigations=off"
+    # Ciphers test themselves when loaded, and a random source measures jitter: seconds here, and not what is tested.
+    " cryptomgr.notests module_blacklist=jitterentropy_rng"
+)
 _CONSOLE_LINES = 15
 
 
@@ -77,7 +82,8 @@ def _run(stack: contextlib.ExitStack, image: Image, command: str, cpus: int, mem
     if os.stat(REPOSITORY).st_dev != os.stat("/").st_dev:
         # Only the root's own file system is shared, not what is mounted in it.
         shares.insert(1, Share("checkout", REPOSITORY, writable=False))
-    sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="cpe-guest-")))
+    _sweep()
+    sockets = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix=f"{_PREFIX}{os.getpid()}-")))
     argv = [
         "qemu-system-x86_64",
         *_machine(cpus, memory_mib),
@@ -125,6 +131,14 @@ def _run(stack: contextlib.ExitStack, image: Image, command: str, cpus: int, mem
     for line in [*_content(log).splitlines(), *_content(console).splitlines()][-_CONSOLE_LINES:]:
         print(f"  {line}", file=sys.stderr)
     return DIED
+
+
+def _sweep() -> None:
+    """Sockets of launchers that kill -9 ended."""
+    for left in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*"):
+        pid = left.name.removeprefix(_PREFIX).partition("-")[0]
+        if not Path("/proc", pid).exists():
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _machine(cpus: int, memory_mib: int) -> Sequence[str]:

@@ -74,6 +74,26 @@ class RunningSite:
         self.start_charon()
         self.agent.start()
 
+    def end_tunnels(self) -> None:
+        """kill -9 of charon, and nothing is left of its tunnels: the kernel would keep its part of them."""
+        self.charon.kill()
+        if self.ipsec is Backend.KERNEL:
+            for spi in self.kernel_sas():
+                self.run("ip", "xfrm", "state", "delete", *spi, check=False)
+            self.run("ip", "xfrm", "policy", "deleteall", "action", "allow")
+        else:
+            wait_until("the tunnels' device is gone", self._has_no_device, 5)
+
+    def kernel_sas(self) -> list[list[str]]:
+        """Of its SAs, as `ip xfrm state` names one."""
+        words = self.run("ip", "xfrm", "state", "list").stdout.split()
+        found = []
+        for at, word in enumerate(words):
+            if word == "spi":
+                since = max(i for i in range(at) if words[i] == "src")
+                found.append([*words[since : since + 4], "proto", "esp", "spi", words[at + 1].partition("(")[0]])
+        return found
+
     def start_charon(self, timeout_s: float = 10.0) -> None:
         self.charon.start()
         wait_until(f"{self.charon.name} takes commands", self._charon_answers, timeout_s)
@@ -85,6 +105,9 @@ class RunningSite:
                 self._container.signal(daemon.pid, signal.SIGKILL)
         for daemon in (self.charon, self.agent):
             daemon.kill()
+
+    def _has_no_device(self) -> bool:
+        return self.ipsec.device not in self.run("ip", "link").stdout
 
     def _charon_answers(self) -> bool:
         socket = self._container.path(str(self.vici_socket))

@@ -257,8 +257,8 @@ def _rename(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
 
 
 def _bounce_tunnel_device(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
-    site.run("ip", "link", "set", "ipsec0", "down")
-    site.run("ip", "link", "set", "ipsec0", "up")
+    site.run("ip", "link", "set", site.ipsec.device, "down")
+    site.run("ip", "link", "set", site.ipsec.device, "up")
 
 
 def _another_document(lab: Lab, _site: RunningSite, _chance: random.Random) -> None:

@@ -9,10 +9,12 @@ import signal
 
 import pytest
 
+from cpe_agent.model.dataplane import Backend
 from tests.lab import watch
 from tests.lab.container import wait_until
 from tests.lab.faults import Direction
 from tests.lab.lab import Lab
+from tests.lab.pace import patience
 from tests.scenarios.conftest import RECOVERY_S
 from tests.scenarios.looking import BEST, CENTRE_PAGE, SHARED_PAGE
 
@@ -35,9 +37,9 @@ def test_that_a_blackhole_fails_over_and_heals(lab: Lab, direction: Direction) -
             uplink.heal()
         watch.wait_for(lab, "hospital-1", "it is back", watch.carried("centre", uplink="wired"), RECOVERY_S)
         result = flow.stop()
-    assert 100 < result.longest_gap_ms < OUTAGE_MS, result
+    assert 100 < result.longest_gap_ms < patience(OUTAGE_MS), result
     # 100 packets a second each way: more than one outage of that length would show here.
-    assert result.lost <= 2 * OUTAGE_MS / 10, result
+    assert result.lost <= 2 * patience(OUTAGE_MS) / 10, result
 
 
 def test_that_a_cut_link_fails_over_and_heals(lab: Lab) -> None:
@@ -54,7 +56,7 @@ def test_that_a_cut_link_fails_over_and_heals(lab: Lab) -> None:
             uplink.restore()
         watch.wait_for(lab, "hospital-1", "it is back", watch.carried("centre", uplink="wired"), RECOVERY_S)
         result = flow.stop()
-    assert result.longest_gap_ms < OUTAGE_MS, result
+    assert result.longest_gap_ms < patience(OUTAGE_MS), result
 
 
 def test_that_losing_the_only_uplink_heals_by_itself(lab: Lab) -> None:
@@ -108,9 +110,10 @@ def test_that_each_lock_alone_keeps_cleartext_in(lab: Lab, lock: str, tunnels: s
         else:
             for rule in _own_rules(lab):
                 site.run("ip", "rule", "del", "priority", rule)
+            if site.ipsec is Backend.KERNEL:
+                site.run("ip", "xfrm", "policy", "deleteall", "action", "block")
         if tunnels == "down":
-            site.charon.kill()
-            wait_until("the tunnel device is gone", lambda: "ipsec0" not in site.run("ip", "link").stdout, 5)
+            site.end_tunnels()
         assert site.run("sysctl", "-n", "net.ipv4.ip_forward").stdout.strip() == "1"
         offer = lab.offer("hospital-1-host", "10.10.0.10", "udp", 50)
         assert offer.entered == 50

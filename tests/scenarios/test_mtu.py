@@ -26,6 +26,7 @@ from tests.lab import bulk, watch
 from tests.lab.container import wait_until
 from tests.lab.init import LOGS
 from tests.lab.lab import CONTROLLER_STATE, Lab
+from tests.lab.pace import patience
 from tests.lab.provision import provision
 from tests.lab.wide import WIDE, network_yaml, silent
 
@@ -117,7 +118,7 @@ def test_that_every_path_is_measured_and_routes_take_the_least(lab: Lab, kind: s
     # A failover needs no new route: the least of all paths holds, at both ends, for IPv6 too.
     for site, destination in (("hospital-1", SERVER_ADDRESS), ("hospital-1", "fd00:10::10"), ("centre", "10.101.0.10")):
         wait_until(f"{site} knows", partial(_knows, lab, site, destination, FITS[kind]), MEASURED_S)
-    page = lab.run("hospital-1", "curl", "-sf", "--max-time", "3", "http://127.0.0.1:9273/metrics").stdout
+    page = lab.run("hospital-1", "curl", "-sf", "--max-time", str(patience(3)), "http://127.0.0.1:9273/metrics").stdout
     exported = re.findall(r'^cpe_agent_path_mtu_bytes\{.*path="(\S+?)".*\} (\S+)$', page, re.MULTILINE)
     assert {path: float(size) for path, size in exported} == sizes
     # The other way round too: a hub measures who dials it.
@@ -132,7 +133,7 @@ def test_that_a_megabyte_passes_both_ways(lab: Lab, uplink: str) -> None:
     watch.wait_for(lab, "hospital-1", f"all is on {uplink}", watch.carried("centre", uplink=uplink), MOVE_S)
     for address in (SERVER_ADDRESS, SERVER_ADDRESS_6):
         url = f"http://{address}:{BULK_PORT}"
-        argv = ["curl", "-sf", "--max-time", "15", "--noproxy", "*"]
+        argv = ["curl", "-sf", "--max-time", str(patience(15)), "--noproxy", "*"]
         down = lab.run(HOST, *argv, "-o", "/dev/null", "-w", "%{size_download}", f"{url}/{MEGABYTE}")
         assert down.stdout == str(MEGABYTE)
         up = lab.run(HOST, *argv, "-T", "-", "-H", f"Content-Length: {MEGABYTE}", url + "/x", input="x" * MEGABYTE)
@@ -213,7 +214,16 @@ def _route_mtu(lab: Lab, site: str, destination: str) -> int:
 def _segment_size(lab: Lab, far: str, source: str) -> int:
     """The segment size in the first SYN from `source` that reaches `far`."""
     log = lab.path(f"{LOGS}/syn.log")
-    argv = ["timeout", "10", "tcpdump", "-nlc", "1", "-i", "eth0", f"src host {source} and tcp[13] & 2 != 0"]
+    argv = [
+        "timeout",
+        str(patience(10)),
+        "tcpdump",
+        "-nlc",
+        "1",
+        "-i",
+        "eth0",
+        f"src host {source} and tcp[13] & 2 != 0",
+    ]
     with open(log, "wb") as output:
         dump = lab.container.spawn(argv, namespace=far, stdout=output)
     wait_until("tcpdump listens", lambda: b"listening on" in log.read_bytes(), 5)

@@ -19,6 +19,7 @@ from tests.lab import watch
 from tests.lab.container import Completed, wait_until
 from tests.lab.init import LOGS
 from tests.lab.lab import Lab
+from tests.lab.pace import patience
 from tests.lab.site import RunningSite
 from tests.scenarios import oracle
 from tests.scenarios.charon_mutations import CHARON
@@ -41,7 +42,7 @@ class Observed:
     def differences(self) -> set[str]:
         """As "missing chain forward" and so on."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_S)
+            connection.settimeout(patience(ANSWER_S))
             connection.connect(str(self.site.outside / SOCKET))
             answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
         return {f"{d['kind']} {d['what']}" for d in json.loads(answer)["differences"]}
@@ -110,7 +111,8 @@ def confirmed(
     found = oracle.changed(before, read(observed.site))
     assert fits(found, mutation.facts), found
     now = observed.differences()
-    assert any(mutation.said in text for text in now - told), "\n".join(sorted(now - told))
+    said = mutation.said.replace("TUNNEL", observed.site.ipsec.device)
+    assert any(said in text for text in now - told), "\n".join(sorted(now - told))
     return now
 
 
