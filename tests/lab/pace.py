@@ -12,6 +12,8 @@ import os
 FACTOR = float(os.environ.get("CPE_PACE", "1"))
 # What sites of a lab use for IPsec unless a test says otherwise: auto, kernel or userland.
 BACKEND = os.environ.get("CPE_BACKEND", "auto")
+# Between probes of a path. On a slow machine three in a row would be late, not lost.
+PROBE_MS = round(100 * max(1.0, FACTOR / 2))
 
 
 def patience(seconds: float) -> float:
