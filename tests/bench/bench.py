@@ -35,3 +35,5 @@ class Measure:
     worst: bool = True
     # Without one, `Bench.lab` is there but not up.
     needs_lab: bool = True
+    # About the kernel's ESP; left out where there is none.
+    kernel_only: bool = False
