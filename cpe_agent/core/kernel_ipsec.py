@@ -13,9 +13,9 @@ need, and what of the kernel's to delete. Theory of operation:
 | no SA in the kernel serves             | (or its SA has gone)                  |                                   |
 
 Leftover SAs still carry traffic, and answer probes, so a dialler takes IKE_SAs for alive that its hub has lost. So a
-hub first deletes the SA that its replies to probes leave by: on paths without traffic at once, on the one with traffic
-once that site has dialled anew on another, or has none, or has had its time. The dialler notices, dials anew and moves.
-All other leftovers are deleted when that is long over.
+hub first deletes the SA that its replies to probes leave by: on paths without traffic at once (or on one, if all have
+some), on the others once that site has dialled anew or has had its time. The dialler notices, dials anew and moves. All
+other leftovers are deleted when that is long over.
 
 Nothing is decided by one look: what charon is just setting up is not in its account yet, or not in the kernel.
 """
@@ -55,10 +55,12 @@ Way = tuple[str, str, int]
 
 
 class Seen(msgspec.Struct, frozen=True):
-    """Since when (the caller's clock) an SA is unknown to charon, and a policy nobody's."""
+    """Since when (the caller's clock) an SA is unknown to charon, a policy nobody's, and a site's first leftover path
+    silent."""
 
     orphans: Mapping[KernelSa, float] = {}
     strays: Mapping[KernelPolicy, float] = {}
+    silenced: Mapping[str, float] = {}
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -86,12 +88,14 @@ def step(
     strays = {policy: seen.strays.get(policy, now) for policy in _strays(document, before, kernel, after)}
     confirmed = {sa: since for sa, since in orphans.items() if now - since >= CONFIRM_S}
     deleted = {sa for sa, since in confirmed.items() if now - since >= PRUNE_S}
-    deleted |= _silenced(document, confirmed, kernel, after, now)
+    silent, silenced = _silenced(document, confirmed, kernel, after, seen.silenced, now)
+    deleted |= silent
     gone = {policy for policy, since in strays.items() if now - since >= CONFIRM_S}
-    again = [since + wait for since in orphans.values() for wait in (CONFIRM_S, MOVE_S, PRUNE_S)]
+    again = [since + wait for since in orphans.values() for wait in (CONFIRM_S, PRUNE_S)]
+    again += [since + MOVE_S for since in silenced.values()]
     again += [since + CONFIRM_S for since in strays.values()]
     return Step(
-        Seen(orphans, strays),
+        Seen(orphans, strays, silenced),
         broken(before, kernel, after),
         frozenset(deleted),
         frozenset(gone),
@@ -165,33 +169,41 @@ def _strays(document: Document, before: Charon, kernel: KernelIpsec, after: Char
 
 
 def _silenced(
-    document: Document, confirmed: Mapping[KernelSa, float], kernel: KernelIpsec, charon: Charon, now: float
-) -> set[KernelSa]:
-    """Leftover SAs by which a hub answers probes and need not any more."""
+    document: Document,
+    confirmed: Mapping[KernelSa, float],
+    kernel: KernelIpsec,
+    charon: Charon,
+    before: Mapping[str, float],
+    now: float,
+) -> tuple[set[KernelSa], dict[str, float]]:
+    """Leftover SAs by which a hub answers probes and need not any more; by site, since when one has fallen silent."""
     sites = {
         host(address): name for name, peer in document.peers.items() if not peer.dial for address in peer.path_addresses
     }
-    if not sites:
-        return set()
     served: dict[int, set[str]] = {}
-    for policy in kernel.policies:
+    for policy in kernel.policies if sites else ():
         if policy.direction == "out" and policy.spi:
             served.setdefault(policy.spi, set()).add(policy.destination)
-    probes = {sa: sites[to] for sa in confirmed for to in served.get(sa.spi, ()) if to in sites}
+    answering: dict[str, list[KernelSa]] = {}
+    for sa in sorted(confirmed):
+        for to in served.get(sa.spi, set()) & set(sites):
+            answering.setdefault(sites[to], []).append(sa)
     busy: set[Way] = {_way(sa) for sa in confirmed if served.get(sa.spi, set()) - set(sites)}
-    standby = {site for sa, site in probes.items() if _way(sa) not in busy}
     back = {
         stem_of(sa.connection)
         for sa, child in _children(charon)
         if sa.established and child.name == PROBE_CHILD and child.installed
     }
-    found = set()
-    for sa, site in probes.items():
-        others = standby if _way(sa) in busy else set()
-        alone = sum(1 for other in probes.values() if other == site) == 1 and site not in others
-        if _way(sa) not in busy or alone or site in back or now - confirmed[sa] >= MOVE_S:
-            found.add(sa)
-    return found
+    found: set[KernelSa] = set()
+    since = {site: at for site, at in before.items() if site in answering}
+    for site, sas in answering.items():
+        if site not in since:
+            since[site] = now
+            # Without a path to spare one has to go first all the same.
+            found |= {sa for sa in sas if _way(sa) not in busy} or {sas[0]}
+        elif site in back or now - since[site] >= MOVE_S:
+            found |= set(sas)
+    return found, since
 
 
 def _way(sa: KernelSa) -> Way:

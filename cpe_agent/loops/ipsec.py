@@ -14,7 +14,7 @@ import trio
 
 from cpe_agent.core.kernel_ipsec import Seen, step
 from cpe_agent.log import get_logger
-from cpe_agent.loops.bell import Bell
+from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells
 from cpe_agent.ports import EdgeError, IpsecPort, TunnelPort
 
@@ -32,8 +32,11 @@ async def keep_ipsec(cells: Cells, port: IpsecPort, charon: TunnelPort, routes: 
     bell = Bell()
     seen = Seen()
     wake_at = math.inf
+    failing = ""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_watch, port, bell, routes)
+        # A charon that is back after a crash tells nobody of what it has left in the kernel.
+        nursery.start_soon(ring_on_change, bell, "ipsec", (cells.charon, cells.plan))
         while True:
             await bell.wait(min(wake_at, trio.current_time() + BACKSTOP_S))
             plan = cells.plan.value
@@ -47,9 +50,12 @@ async def keep_ipsec(cells: Cells, port: IpsecPort, charon: TunnelPort, routes: 
                         await port.delete(found.sas, found.policies)
                         log.warning("ipsec_pruned", sas=len(found.sas), policies=len(found.policies))
                 except EdgeError as error:
-                    log.warning("task_retried", target=error.target, op=error.op, cause=error.cause)
+                    if failing != str(error):
+                        log.warning("task_retried", target=error.target, op=error.op, cause=error.cause)
+                    failing = str(error)
                     wake_at = trio.current_time() + RETRY_S
                     continue
+                failing = ""
                 if found.broken - cells.broken.value:
                     log.warning("ipsec_broken", ike_sas=len(found.broken))
                 cells.broken.set(found.broken)

@@ -92,37 +92,53 @@ def test_that_protocols_are_told_apart() -> None:
     }  # fmt: skip
 
 
-def after(seconds: float, charon_: Charon = NOTHING, kernel: KernelIpsec = KERNEL) -> Step:
-    """Two looks that far apart, at a hub whose charon was killed and is back."""
-    first = step(Seen(), hub(), NOTHING, kernel, NOTHING, 10.0, WALL)
-    assert not first.sas and not first.policies, "nothing is decided by one look"
-    return step(first.seen, hub(), charon_, kernel, charon_, 10.0 + seconds, WALL + seconds)
+def steps(*looks: tuple[float, Charon], kernel: KernelIpsec = KERNEL) -> list[frozenset[KernelSa]]:
+    """What goes at each look (seconds after the first, what charon has then), at a hub whose charon was killed and is
+    back. What went is gone."""
+    found, seen = [], Seen()
+    for at, charon_ in ((0.0, NOTHING), *looks):
+        one = step(seen, hub(), charon_, kernel, charon_, 10.0 + at, WALL + at)
+        kernel = msgspec.structs.replace(kernel, sas=kernel.sas - one.sas)
+        seen = one.seen
+        found.append(one.sas)
+    assert not found[0], "nothing is decided by one look"
+    return found[1:]
+
+
+def spis(sas: frozenset[KernelSa]) -> set[int]:
+    return {sa.spi for sa in sas}
 
 
 def test_that_leftover_probes_fall_silent_on_the_standby_path_first() -> None:
-    assert {sa.spi for sa in after(CONFIRM_S).sas} == {PROBE_2.spi_out}
-    # Its traffic goes on: the branch is still on its way to the other path.
-    assert {sa.spi for sa in after(MOVE_S - 0.1).sas} == {PROBE_2.spi_out}
+    first, later, late = steps((CONFIRM_S, NOTHING), (1.0, NOTHING), (CONFIRM_S + MOVE_S, NOTHING))
+    assert spis(first) == {PROBE_2.spi_out}
+    assert not later, "the branch is on its way to the other path, and its traffic goes on"
+    assert spis(late) == {PROBE_1.spi_out}, "it has had its time"
 
 
-def test_that_the_active_path_falls_silent_when_its_site_is_back_or_late() -> None:
+def test_that_the_active_path_falls_silent_when_its_site_is_back() -> None:
     anew = child(9, "probe", PROBED, (f"{PATHS[1]}/32",))
-    back = charon([anew])
     kernel = KernelIpsec(KERNEL.sas | sas_of(anew, 50001), KERNEL.policies)
-    assert {sa.spi for sa in after(CONFIRM_S, back, kernel).sas} == {PROBE_1.spi_out, PROBE_2.spi_out}
-    assert {sa.spi for sa in after(MOVE_S).sas} == {PROBE_1.spi_out, PROBE_2.spi_out}
+    first, later = steps((CONFIRM_S, charon([anew])), (1.0, charon([anew])), kernel=kernel)
+    assert (spis(first), spis(later)) == ({PROBE_2.spi_out}, {PROBE_1.spi_out})
 
 
-def test_that_an_only_path_falls_silent_at_once() -> None:
-    kernel = held({ACTIVE: [TRAFFIC, PROBE_1]})
-    assert {sa.spi for sa in after(CONFIRM_S, kernel=kernel).sas} == {PROBE_1.spi_out}
+def test_that_of_paths_that_all_have_traffic_one_falls_silent() -> None:
+    assert [spis(sas) for sas in steps((CONFIRM_S, NOTHING), kernel=held({ACTIVE: [TRAFFIC, PROBE_1]}))] == [
+        {PROBE_1.spi_out}
+    ]
+    other = child(4, "traffic", ("10.50.0.0/24",), (OWN_LAN,))
+    both = held({ACTIVE: [TRAFFIC, PROBE_1], STANDBY: [other, PROBE_2]})
+    first, second, late = steps((CONFIRM_S, NOTHING), (1.0, NOTHING), (CONFIRM_S + MOVE_S, NOTHING), kernel=both)
+    assert spis(first) == {PROBE_1.spi_out} and not second and spis(late) == {PROBE_2.spi_out}
 
 
 def test_that_all_leftovers_go_in_the_end_and_their_policies_after_them() -> None:
-    found = after(PRUNE_S)
-    assert found.sas == KERNEL.sas and not found.policies
+    *_, last = steps((PRUNE_S - 1, NOTHING), (PRUNE_S, NOTHING))
+    assert KERNEL.sas - last == {sa for sa in KERNEL.sas if sa.spi == PROBE_2.spi_out}, "that one went before"
     bare = msgspec.structs.replace(KERNEL, sas=frozenset())
-    assert after(CONFIRM_S, kernel=bare).policies == KERNEL.policies
+    first = step(Seen(), hub(), NOTHING, bare, NOTHING, 10.0, WALL)
+    assert step(first.seen, hub(), NOTHING, bare, NOTHING, 10.0 + CONFIRM_S, WALL).policies == KERNEL.policies
 
 
 def test_that_a_young_sa_is_no_leftover() -> None:
