@@ -23,8 +23,10 @@ log = get_logger()
 # An event may get lost, and charon may be the one that changed.
 BACKSTOP_S = 10.0
 RETRY_S = 1.0
-# A hub's charon changes the kernel all day: that many comparisons in a second, and no more.
+# A hub's charon changes the kernel all day: so many comparisons in a second and no more and, where a listing takes
+# long, no more of the time than a fifth.
 SPACING_S = 0.25
+REST = 4.0
 
 
 async def keep_ipsec(cells: Cells, port: IpsecPort, charon: TunnelPort, routes: Bell) -> None:
@@ -40,6 +42,7 @@ async def keep_ipsec(cells: Cells, port: IpsecPort, charon: TunnelPort, routes: 
         while True:
             await bell.wait(min(wake_at, trio.current_time() + BACKSTOP_S))
             plan = cells.plan.value
+            began = trio.current_time()
             if plan is not None:
                 try:
                     before = await charon.read()
@@ -60,7 +63,7 @@ async def keep_ipsec(cells: Cells, port: IpsecPort, charon: TunnelPort, routes: 
                     log.warning("ipsec_broken", ike_sas=len(found.broken))
                 cells.broken.set(found.broken)
                 seen, wake_at = found.seen, math.inf if found.wake_at is None else found.wake_at
-            await trio.sleep(SPACING_S)
+            await trio.sleep(max(SPACING_S, REST * (trio.current_time() - began)))
 
 
 async def _watch(port: IpsecPort, bell: Bell, routes: Bell) -> None:

@@ -87,6 +87,7 @@ class Flow:
         self.name = f"flow-{number}-{client}-{server}"
         self._container = container
         self._result: FlowResult | None = None
+        linger_ms = patience(linger_ms)
         self._linger_s = linger_ms / 1000
         common = ["--port", str(port), "--rate", str(rate), "--seconds", str(seconds), "--linger-ms", str(linger_ms)]
         # The server must be there first, and the client's first packet must not be early.
