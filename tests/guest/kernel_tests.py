@@ -6,6 +6,7 @@ files are those that also run with ESP in user space, and a few that are about t
 
 from __future__ import annotations
 
+import compileall
 import os
 import shlex
 import subprocess
@@ -16,7 +17,8 @@ from cpe_agent.edge.ipsec import detect
 from cpe_agent.model.dataplane import Backend
 from cpe_agent.ports import EdgeError
 from tests.guest.image import ImageError, image
-from tests.guest.launch import DIED, GuestError, run
+from tests.guest.launch import DIED, PACE, GuestError, run
+from tests.lab.container import REPOSITORY
 
 # Of the guest itself, run here.
 LAUNCHER = "tests/lab_selftest/test_guest.py"
@@ -32,6 +34,7 @@ ALL = (
 # Five minutes emulated, most of it one lab.
 CI = ("tests/edge/test_xfrm.py", "tests/scenarios/test_kernel.py")
 LIMIT_S = {"ci": 600.0, "all": 3 * 3600.0}
+TEST_S = 240.0
 CPUS, MEMORY_MIB = 2, 4096
 
 
@@ -51,6 +54,11 @@ def main(argv: Sequence[str]) -> int:
             status = subprocess.run(launcher, env=os.environ | {"CPE_GUEST_SELFTEST": "1"}).returncode
             if status != 0:
                 return status
+        for code in ("cpe_agent", "cpe_controller", "tests"):
+            # Compiled there, each start would cost seconds more.
+            compileall.compile_dir(REPOSITORY / code, quiet=1)
+        # Of setup.cfg, for one test.
+        command.append(f"--timeout={TEST_S * PACE:g}")
         return run(image(), shlex.join(command), cpus=CPUS, memory_mib=MEMORY_MIB, limit_s=limit_s)
     except (EdgeError, GuestError, ImageError) as error:
         print(f"kernel tests: {error}", file=sys.stderr)

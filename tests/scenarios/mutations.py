@@ -372,3 +372,35 @@ ROUTING = (
         _forwarding("ipv6.conf.all.forwarding", 0),
     ),
 )
+
+_BLOCK = "action block priority 900155"
+# Of the kernel's ESP alone, with what undoes each.
+POLICIES = (
+    (
+        Mutation(
+            "a policy that shuts goes",
+            _ip(f"xfrm policy del src 0.0.0.0/0 dst {CENTRE_LAN} dir out"),
+            {"policy": (1, 0)},
+            f"missing policy out block 0.0.0.0/0 to {CENTRE_LAN}",
+        ),
+        _ip(f"xfrm policy add src 0.0.0.0/0 dst {CENTRE_LAN} dir out {_BLOCK}"),
+    ),
+    (
+        Mutation(
+            "a policy of one's own that shuts",
+            _ip(f"xfrm policy add src 0.0.0.0/0 dst 10.99.0.0/24 dir out {_BLOCK}"),
+            {"policy": (0, 1)},
+            "foreign policy out block 0.0.0.0/0 to 10.99.0.0/24",
+        ),
+        _ip("xfrm policy del src 0.0.0.0/0 dst 10.99.0.0/24 dir out"),
+    ),
+    (
+        Mutation(
+            "a policy that opens",
+            _ip(f"xfrm policy add src {LAN} dst 10.10.0.0/25 dir out action allow priority 5"),
+            {},
+            f"foreign policy out {LAN} to 10.10.0.0/25",
+        ),
+        _ip(f"xfrm policy del src {LAN} dst 10.10.0.0/25 dir out"),
+    ),
+)

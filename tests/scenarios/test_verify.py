@@ -15,16 +15,18 @@ from typing import Any
 
 import pytest
 
+from cpe_agent.edge.ipsec import resolve
+from cpe_agent.model.dataplane import Backend
 from tests.lab import watch
 from tests.lab.container import Completed, wait_until
 from tests.lab.init import LOGS
 from tests.lab.lab import Lab
-from tests.lab.pace import patience
+from tests.lab.pace import BACKEND, patience
 from tests.lab.site import RunningSite
 from tests.scenarios import oracle
 from tests.scenarios.charon_mutations import CHARON
 from tests.scenarios.conftest import wait_whole
-from tests.scenarios.mutations import ANY, FIREWALL, ROUTING, Mutation
+from tests.scenarios.mutations import ANY, FIREWALL, POLICIES, ROUTING, Mutation
 
 SITE = "hospital-1"
 SOCKET = "answering.sock"
@@ -127,6 +129,17 @@ class TestChanges:
         finally:
             anew = f"add table inet cpe_agent\ndelete table inet cpe_agent\n{saved}"
             observed.lab.run(SITE, "nft", "-f", "-", input=anew)
+        assert observed.differences() == set()
+
+    @pytest.mark.skipif(resolve(BACKEND) is not Backend.KERNEL, reason="this kernel has no ESP")
+    @pytest.mark.parametrize(("mutation", "undo"), POLICIES, ids=[str(mutation) for mutation, _ in POLICIES])
+    def test_of_the_kernels_ipsec(
+        self, observed: Observed, mutation: Mutation, undo: Callable[[RunningSite], None]
+    ) -> None:
+        try:
+            confirmed(observed, mutation, oracle.routing, set())
+        finally:
+            undo(observed.site)
         assert observed.differences() == set()
 
     @pytest.mark.parametrize(("mutation", "undo"), ROUTING, ids=[str(mutation) for mutation, _ in ROUTING])
