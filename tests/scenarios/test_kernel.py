@@ -1,12 +1,14 @@
 """Does the kernel's ESP carry what is listed and nothing else, and does it come back when somebody takes it away?
 
-Kernel backend only, and short enough for every run; all other scenarios drive both backends. What is flushed here is
-what charon put there: it does not look at it again, so the agent must.
+Kernel backend only, and short enough for every run: one hub and one branch; all other scenarios drive both backends.
+What is flushed here is what charon put there: it does not look at it again, so the agent must.
 """
 
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -17,33 +19,57 @@ from tests.lab import watch
 from tests.lab.container import wait_until
 from tests.lab.lab import Lab
 from tests.lab.pace import BACKEND
+from tests.lab.provision import provision
 from tests.lab.site import RunningSite
-from tests.scenarios.looking import CENTRE_PAGE, CLOUD_PAGE, SHARED_PAGE
+from tests.lab.topology import NETWORK
+from tests.scenarios.looking import CENTRE_PAGE, SHARED_PAGE
 
 pytestmark = pytest.mark.skipif(resolve(BACKEND) is not Backend.KERNEL, reason="this kernel has no ESP")
 
+SMALL = replace(
+    NETWORK,
+    sites=tuple(site for site in NETWORK.sites if site.name in ("centre", "hospital-1")),
+    nats=tuple(nat for nat in NETWORK.nats if nat.name != "cloud-nat"),
+)
+START_S = 40.0
 EVENT_S = 1.0  # noticed by an event, mended at once
 AGAIN_S = 20.0
 MOVE_S = 10.0
 STRAY = ("src", "10.101.0.0/24", "dst", "10.10.0.0/25", "dir", "out", "action", "allow", "priority", "5")
 
 
+@pytest.fixture(scope="module")
+def small_lab() -> Iterator[Lab]:
+    with Lab(SMALL, name="kernel") as running:
+        provision(running)
+        running.start()
+        watch.wait_all_up(running, START_S)
+        yield running
+
+
+@pytest.fixture
+def lab(small_lab: Lab) -> Iterator[Lab]:
+    yield small_lab
+    watch.wait_all_up(small_lab, AGAIN_S)
+    watch.wait_for(small_lab, "hospital-1", "is on its best path", watch.carried("centre", uplink="wired"), AGAIN_S)
+    assert small_lab.leaked() == {}, "private packets reached the internet"
+
+
 def test_that_the_kernel_encrypts(lab: Lab) -> None:
     assert {watch.status(lab, name).backend for name in lab.sites} == {"kernel"}
     states = lab.run("hospital-1", "ip", "xfrm", "state").stdout
-    assert states.count("encap type espinudp") >= 2 * 7  # both ways: four probes, three bundles
+    assert states.count("encap type espinudp") >= 2 * 3  # both ways: a probe on each path, and the traffic
     assert "ipsec0" not in lab.run("hospital-1", "ip", "link").stdout
 
 
-@pytest.mark.parametrize("host", ["hospital-1-host", "van-1-host"])
-def test_that_a_host_gets_the_pages_that_its_site_may(lab: Lab, host: str) -> None:
-    for url, page in ((CENTRE_PAGE, "at centre."), (CLOUD_PAGE, "at cloud."), (SHARED_PAGE, "at centre.")):
-        assert page in (lab.fetch(host, url) or "")
+def test_that_a_host_gets_the_pages_that_its_site_may(lab: Lab) -> None:
+    for url in (CENTRE_PAGE, SHARED_PAGE):
+        assert "at centre." in (lab.fetch("hospital-1-host", url) or "")
 
 
 @pytest.mark.parametrize(
     ("sender", "to"),
-    [("hospital-1-host", "10.102.0.10"), ("centre-server", "10.101.0.10"), ("net-hospital-1-wired", "10.101.0.10")],
+    [("hospital-1-host", "203.0.113.202"), ("centre-server", "10.101.0.10"), ("net-hospital-1-wired", "10.101.0.10")],
 )
 def test_that_what_is_not_listed_is_not_delivered(lab: Lab, sender: str, to: str) -> None:
     offer = lab.offer(sender, to, "udp", 20)
