@@ -55,10 +55,13 @@ def block_policies() -> frozenset[BlockPolicy]:
 
 
 def add_block_policy(policy: BlockPolicy) -> None:
-    """One that is there is no error. Raises OSError."""
+    """One that is there is no error. Raises OSError, also if another program's is in its place."""
     body = _selector(policy) + struct.pack("=4Q4Q", *[_INFINITE] * 4, 0, 0, 0, 0) + bytes(32)
     body += struct.pack("=IIBBBB", BLOCK_PRIORITY, 0, _DIRECTION_NUMBERS[policy.direction], _BLOCK, 0, 0) + bytes(4)
-    _ask(_NEWPOLICY, _CREATE | _EXCL, body, allowed=frozenset({errno.EEXIST}))
+    code = _ask(_NEWPOLICY, _CREATE | _EXCL, body, allowed=frozenset({errno.EEXIST}))
+    # The kernel has one policy of each selector, whatever its priority.
+    if code == errno.EEXIST and policy not in block_policies():
+        raise OSError(errno.EEXIST, "another program has an IPsec policy in this place")
 
 
 def delete_block_policy(policy: BlockPolicy) -> None:
@@ -255,13 +258,15 @@ def _listed(netlink: socket.socket, only_ours: bool) -> list[tuple[int, bytes]] 
             offset += length + 3 & ~3
 
 
-def _ask(kind: int, flags: int, body: bytes, allowed: frozenset[int]) -> None:
+def _ask(kind: int, flags: int, body: bytes, allowed: frozenset[int]) -> int:
+    """0, or the one of `allowed` that the kernel says."""
     with _opened() as netlink:
         netlink.send(_HEADER.pack(_HEADER.size + len(body), kind, _REQUEST | _ACK | flags, 1, 0) + body)
         answer = netlink.recv(_DATAGRAM_BYTES)
     code = -int(struct.unpack_from("=i", answer, _HEADER.size)[0])
     if code and code not in allowed:
         raise OSError(code, f"{errno.errorcode.get(code, code)} from the kernel's IPsec")
+    return code
 
 
 def _opened() -> socket.socket:
