@@ -72,7 +72,7 @@ def test_that_others_policies_are_told_apart() -> None:
 
 
 def test_that_anothers_policy_in_our_place_is_no_policy_of_ours() -> None:
-    ip(*"xfrm policy add src 0.0.0.0/0 dst 10.10.0.0/24 dir out action allow priority 5".split())
+    ip("xfrm", "policy", "add", "src", "0.0.0.0/0", "dst", "10.10.0.0/24", "dir", "out", "priority", "5")
     with pytest.raises(OSError, match="another program"):
         xfrm.add_block_policy(BlockPolicy("out", "0.0.0.0/0", "10.10.0.0/24"))
 
