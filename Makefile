@@ -55,5 +55,6 @@ bench: bootstrap ## measure; BENCH=name for one figure; writes build/bench.json
 	@mkdir -p build
 	@$(VENV)/python -m tests.bench $(BENCH)
 
-deb: ## build the .deb (not built yet)
-	@echo 'make deb: the Debian package is not built yet; run the agent from a checkout (README.md).' >&2; exit 1
+deb: bootstrap ## build the Debian packages into build/deb (DEB='12-arm64 ...' for other targets)
+	@packaging/bootstrap.sh deb
+	@packaging/deb.sh $(DEB)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import signal
+import sys
 
 import msgspec
 import trio
@@ -24,7 +25,7 @@ from cpe_agent.edge import ipsec
 from cpe_agent.edge.charon import CharonTunnels
 from cpe_agent.edge.control import ask, serve_control
 from cpe_agent.edge.controller import HttpsController
-from cpe_agent.edge.identity import load_identity
+from cpe_agent.edge.identity import Identity, load_identity
 from cpe_agent.edge.ipsecwatch import KernelIpsecPort
 from cpe_agent.edge.metrics import serve_metrics
 from cpe_agent.edge.netlink import Netlink
@@ -55,11 +56,15 @@ from cpe_agent.settings import Settings
 log = get_logger()
 
 CONTROL_SOCKET = "control.sock"
+# Worker threads read listings. A failover has some ten turns of the event loop, and at each a thread that computes
+# keeps it waiting for this long; with Python's own 5 ms that is half of what a failover may take.
+SWITCH_S = 0.0005
 
 
 def run(settings: Settings) -> int:
     """Live until SIGTERM or SIGINT. Raises `EdgeError` when identity or kernel make a start impossible."""
     configure(settings.log, settings.log_level)
+    sys.setswitchinterval(SWITCH_S)
     trio.run(_live, settings)
     return 0
 
@@ -174,9 +179,7 @@ async def look(settings: Settings) -> Living:
     """Read the kernel and charon themselves. Raises `EdgeError`, but for a charon that does not answer."""
     identity = load_identity(settings.certificate, settings.key)
     backend = ipsec.resolve(settings.backend)
-    charon = CharonTunnels(
-        settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend
-    )
+    charon = charon_port(settings, identity, backend)
     netlink = Netlink()
     links, ruleset, routes = await netlink.links(), await NftablesFirewall().read(), await netlink.read()
     strangers = await netlink.strangers()
@@ -198,9 +201,7 @@ async def _live(settings: Settings) -> None:
     firewall, netlink, prober, lan_prober = NftablesFirewall(), Netlink(), IcmpProber(), IcmpProber()
     store = FileStore(settings.state_dir)
     mtu_prober = IcmpProber(whole=True)
-    charon = CharonTunnels(
-        settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend
-    )
+    charon = charon_port(settings, identity, backend)
     controller = HttpsController(settings.controllers, settings.ca, settings.certificate, settings.key)
     follower = Follower(cells, controller, store, settings.site, _keys(settings))
     readiness = ReadinessKeeper(cells, lan_prober, firewall, store)
@@ -250,6 +251,11 @@ async def _stop_on_signal(scope: trio.CancelScope) -> None:
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         async for _ in signals:
             scope.cancel()
+
+
+def charon_port(settings: Settings, identity: Identity, backend: Backend) -> CharonTunnels:
+    """This site's charon. Raises `EdgeError` for credentials that cannot be read."""
+    return CharonTunnels(settings.vici_socket, identity.certificate_pem, identity.key_pem, _read_ca(settings), backend)
 
 
 def _drained(settings: Settings) -> bool:

@@ -17,7 +17,7 @@ from typing import NoReturn
 
 import msgspec
 
-from cpe_agent import __version__, app
+from cpe_agent import __version__, app, boot, down
 from cpe_agent.listing import render_preview, render_verification
 from cpe_agent.model.condition import DrainAnswer, Severity
 from cpe_agent.model.document import MAX_BYTES, DocumentError
@@ -67,6 +67,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _printed(lambda: _verify(configured, asked.json))
     if asked.command in ("drain", "undrain"):
         return _drain(configured, asked.command == "drain", asked.json)
+    if asked.command == "boot":
+        return _boot(configured, asked.charon_group)
+    if asked.command == "down":
+        return _down(configured)
     if asked.command == "plan":
         return _printed(lambda: _plan(configured, asked.file, asked.json))
     return _status(configured, asked.json, asked.watch)
@@ -112,6 +116,19 @@ def _parser() -> argparse.ArgumentParser:
             name, parents=[common], help=words, epilog="Exits 0 also if nothing changed, 3 if no agent is running."
         )
         drain.add_argument("--json", action="store_true", help="for programs")
+    booting = commands.add_parser(
+        "boot",
+        parents=[common],
+        help="before the network comes up: lift the clock, load both locks from the stored document, then forward",
+        epilog="Run by cpe-agent-boot.service. Exits 0 when the router is locked, 69 when it cannot be.",
+    )
+    booting.add_argument("--charon-group", metavar="GROUP", help="who may use charon's socket (default: root alone)")
+    commands.add_parser(
+        "down",
+        parents=[common],
+        help="take everything of this agent away: forwarding first, then tunnels, routes and the table",
+        epilog="The agent must be stopped. Exits 0 when nothing of it is left.",
+    )
     commands.add_parser("version", parents=[common], help="print the version")
     return parser
 
@@ -178,6 +195,32 @@ def _drain_words(answer: DrainAnswer) -> str:
     if answer.warning:
         lines.append(f"Warning: {answer.warning}.")
     return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
+
+
+def _boot(configured: Settings, charon_group: str | None) -> int:
+    try:
+        booted = boot.boot(configured, charon_group)
+    except EdgeError as error:
+        return _failed(f"this router is not locked and does not forward: {error}", UNAVAILABLE)
+    if booted.clock_lifted_s:
+        print(f"The clock was at least {booted.clock_lifted_s:.0f} s behind, and was set forward.")
+    if booted.document is None:
+        print(f"Locked; nothing is forwarded: {booted.reason}.")
+    else:
+        epoch, version = booted.document
+        print(f"Locked as the document (epoch {epoch}, version {version}) says, and forwarding what it lists.")
+    return 0
+
+
+def _down(configured: Settings) -> int:
+    try:
+        taken = down.take_down(configured)
+    except EdgeError as error:
+        return _failed(str(error), UNAVAILABLE)
+    print(f"Forwarding is off, {taken.ike_sas} IKE_SAs are ended, and routes, rules and the table are gone.")
+    for failure in taken.failures:
+        print(f"Not taken away: {failure}.")
+    return UNAVAILABLE if taken.failures else 0
 
 
 def _run(configured: Settings) -> int:

@@ -13,7 +13,7 @@ from typing import Protocol
 import msgspec
 
 from cpe_agent.model.dataplane import Routes, Ruleset
-from cpe_agent.model.observed import Charon, CharonEvent, KernelIpsec, KernelPolicy, KernelSa, Links, Reply
+from cpe_agent.model.observed import Charon, CharonEvent, Glance, KernelIpsec, KernelPolicy, KernelSa, Links, Reply
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 
 
@@ -41,6 +41,10 @@ class TunnelPort(Protocol):
 
     async def read(self) -> Charon:
         """What charon holds of ours now."""
+
+    async def glance(self) -> Glance:
+        """Only which connections of ours are loaded, and whether our key is: what charon tells nobody of when it
+        changes, for a small part of what `read` costs."""
 
     async def apply(self, op: TunnelOp) -> None:
         """Do one operation; initiates return at once and are followed by events."""
@@ -71,14 +75,18 @@ class RoutePort(Protocol):
     async def read(self) -> Routes:
         """What carries our protocol number."""
 
+    async def strangers(self) -> tuple[str, ...]:
+        """What others hold where it could undo our routing, in words. It is theirs: nobody touches it."""
+
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         """In order. An operation that the kernel refuses raises after the others were tried."""
 
     async def links(self) -> Links:
         """Interfaces, their addresses, carriers and default gateways."""
 
-    def changes(self) -> AsyncGenerator[None, None]:
-        """Yields when links, addresses, routes or rules changed (anybody's)."""
+    def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        """Yields when links, addresses, routes or rules changed (anybody's): the interfaces that have just lost their
+        carrier or are gone. `links` then says what is there; it may say that one of these is back."""
 
 
 class IpsecPort(Protocol):

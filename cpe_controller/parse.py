@@ -23,7 +23,7 @@ _SITE = ("uplinks", "lans")
 _HUB = ("dials", "drain", "hub_nat", "management")
 _TOP = (
     *("controllers", "lifetime_days", "on_expiry", "probe", "policy", "ipsec", "classes", "management"),
-    *("branches", "services", "permits"),
+    *("rollout", "templates", "branches", "services", "permits"),
 )
 
 
@@ -34,11 +34,13 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     name = values.named(top["network"], top["network"].text())
     probe = values.probing(top.get("probe"), document.Probing())
     management = values.management(top.get("management"), document.Management())
-    hubs = _hubs(top["hubs"], probe, management)
-    branches = _branches(top, probe, management, {hub.name for hub in hubs})
+    templates = top.mapping("templates")
+    hubs = _hubs(top["hubs"], templates, probe, management)
+    branches = _branches(top, templates, probe, management, {hub.name for hub in hubs})
     overlay = values.subnet(top["overlay"])
     check_overlaps(overlay, (*hubs, *branches), source, whole.lines)
-    classes = values.classes(top.mapping("classes"))
+    uplinks = {text for site in (*hubs, *branches) for uplink in site.uplinks for text in (uplink.name, uplink.kind)}
+    classes = values.classes(top.mapping("classes"), uplinks)
     known = services(top.mapping("services"), hubs)
     on_expiry = top.get("on_expiry")
     return Network(
@@ -52,6 +54,7 @@ def parse(text: str, source: str = "network.yaml") -> Network:
         classes=classes,
         ipsec=values.ipsec(top.get("ipsec")),
         policy=values.policy(top.get("policy")),
+        canaries=_canaries(top.get("rollout"), branches),
         lifetime_days=values.lifetime_days(top.get("lifetime_days")),
         on_expiry=cast(Literal["keep", "block"], on_expiry.choice("keep", "block")) if on_expiry else "keep",
         source=source,
@@ -59,8 +62,10 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     )
 
 
-def _hubs(field: Field, probe: document.Probing, management: document.Management) -> tuple[Hub, ...]:
-    found = field.mapping()
+def _hubs(
+    field: Field, templates: Mapping[str, Field], probe: document.Probing, management: document.Management
+) -> tuple[Hub, ...]:
+    found = {name: _filled(hub, templates) for name, hub in field.mapping().items()}
     if not found:
         raise field.error("lists no hub; at least one is needed")
     for name, hub in found.items():
@@ -89,17 +94,48 @@ def _hubs(field: Field, probe: document.Probing, management: document.Management
 
 
 def _branches(
-    top: Record, probe: document.Probing, management: document.Management, hubs: set[str]
+    top: Record,
+    templates: Mapping[str, Field],
+    probe: document.Probing,
+    management: document.Management,
+    hubs: set[str],
 ) -> tuple[Site, ...]:
     branches = []
     for name, field in top.mapping("branches").items():
         _site_name(field, name)
         if name in hubs:
             raise field.error("is the name of a hub too; give one of them another name")
-        record = field.record(_SITE, ("management",))
+        record = _filled(field, templates).record(_SITE, ("management",))
         own = values.management(record.get("management"), management)
-        branches.append(Site(name, field.path, _uplinks(record["uplinks"], probe), _lans(record["lans"]), own))
+        branches.append(Site(name, record.whole.path, _uplinks(record["uplinks"], probe), _lans(record["lans"]), own))
     return tuple(branches)
+
+
+def _canaries(field: Field | None, branches: tuple[Site, ...]) -> tuple[str, ...]:
+    """The branches that get a new document before all others."""
+    if field is None:
+        return ()
+    known = [branch.name for branch in branches]
+    found = field.record(("canaries",), ())["canaries"].one_or_more()
+    for item in found:
+        if item.text() not in known:
+            raise item.error(f"{item.text()!r} is no branch; use some of {', '.join(known[:12])}")
+    return tuple(item.text() for item in found)
+
+
+def _filled(field: Field, templates: Mapping[str, Field]) -> Field:
+    """The site with what its template says of it."""
+    named = field.mapping().get("template")
+    if named is None:
+        return field
+    template = templates.get(named.text())
+    if template is None:
+        known = ", ".join(templates) or "one that is under templates"
+        raise named.error(f"{named.text()!r} is no template; use {known}")
+    nested = template.mapping().get("template")
+    if nested is not None:
+        raise nested.error("a template is not made from another; write here what it says")
+    return field.without("template").over(template)
 
 
 def _site_name(field: Field, name: str) -> None:

@@ -66,9 +66,13 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         device = site.backend.device
         missing.append(Condition("TunnelDeviceMissing", device, f"there is no {device}: charon must be restarted"))
     pairs = pair_sets(document.pairs, before.pairs if before else None)
-    claims = wanted_tunnels.selectors(document)
-    bundles = wanted_tunnels.bundles(document, uplinks)
-    probes = wanted_tunnels.probes(document, uplinks)
+    same = before if before is not None and before.document is document else None
+    claims = same.claims if same else wanted_tunnels.selectors(document)
+    if same and _paths_alike(same.uplinks, uplinks):
+        bundles, probes = same.dataplane.bundles, same.dataplane.probes
+    else:
+        bundles = wanted_tunnels.bundles(document, uplinks)
+        probes = wanted_tunnels.probes(document, uplinks)
     if before is None or before.site != site or not _alike_but_for_pairs(before.document, document):
         table = ruleset(document, site.backend, pairs, ready and not document.drain)
         before = None
@@ -78,7 +82,7 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         table = before.dataplane.ruleset
         if pairs is not before.pairs:
             table = with_pairs(table, pairs)
-    if before is not None and (before.uplinks, before.claims) == (uplinks, claims):
+    if before is not None and before.claims == claims and _paths_alike(before.uplinks, uplinks):
         tunnels = before.dataplane.tunnels
     else:
         tunnels = Tunnels(wanted_tunnels.connections(document, uplinks, site.identity, site.backend, claims))
@@ -90,6 +94,12 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
             routing = msgspec.structs.replace(routing, policies=wanted_policies.block_policies(document))
     dataplane = Dataplane(tunnels, table, routing, probes, bundles)
     return Compiled(document, links, site, ready, uplinks, claims, pairs, dataplane, (*conditions, *missing))
+
+
+def _paths_alike(before: tuple[ResolvedUplink, ...], now: tuple[ResolvedUplink, ...]) -> bool:
+    """Do these uplinks make the same paths? Whether one is up, or by which gateway, is not asked."""
+    same = [(one.name, one.kind, one.path_address, one.addresses) for one in before]
+    return same == [(one.name, one.kind, one.path_address, one.addresses) for one in now]
 
 
 def _alike_but_for_pairs(one: Document, other: Document) -> bool:

@@ -5,7 +5,7 @@ Selectors are charon's text: "10.1.0.0/24", "10.1.0.0/24[tcp]", "10.1.0.0/24[tcp
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from cpe_agent.core.addresses import network
 
@@ -18,6 +18,12 @@ def covers(wide: str, narrow: str) -> bool:
     if outer.version != inner.version or not inner.subnet_of(outer):  # type: ignore[arg-type]
         return False
     return wide_tail in ("", narrow_tail) or narrow_tail.startswith(f"{wide_tail}/")
+
+
+def uncovered(selectors: Iterable[str], wide: Collection[str]) -> list[str]:
+    """Those that none of `wide` covers."""
+    # What is written the same is by far the most common, and asks for no arithmetic.
+    return [one for one in selectors if one not in wide and not any(covers(outer, one) for outer in wide)]
 
 
 def outermost(selectors: Iterable[str]) -> tuple[str, ...]:

@@ -13,6 +13,9 @@ which they matter. Theory of operation:
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
   traffic child comes first and the probe second. One that leaves an initiation of ours unanswered is dead too, whatever
   the probes say: where the kernel does ESP, it answers them for IKE_SAs that a restarted charon has lost.
+  traffic child comes first and the probe second.
+- A traffic child through which nothing comes back is ended first and started anew then: in one IKE_SA charon refuses
+  a second one like it.
 - Children that go beyond the present configuration (a LAN that was removed) are ended, on hubs too.
 """
 
@@ -23,7 +26,7 @@ from collections.abc import Iterable, Mapping
 
 import msgspec
 
-from cpe_agent.core.selectors import covers
+from cpe_agent.core.selectors import uncovered
 from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
@@ -126,12 +129,28 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
     return Step(tuple(ops), remembered, min(waiting, default=None))
 
 
-def missing(wanted: Tunnels, observed: Charon) -> tuple[str, ...]:
-    """What is wanted and not there, in words; empty when charon is in sync. Paths that are being dialled count."""
+def head_start(wanted: Tunnels, known: Charon, attempts: Attempts, now: float) -> Step:
+    """Traffic children that are missing where they belong, on IKE_SAs that were established when charon was last asked.
+
+    Traffic waits for them, and a listing takes time: on a hub with two thousand branches, a second. If all has changed
+    since, charon refuses or finds nothing to do, and the look that follows sees to it.
+    """
+    ready = {sa.connection for sa in known.ike_sas if sa.established and sa.connection in known.connections}
+    able = tuple(c for c in wanted.connections if c.path in wanted.active and c.name in ready)
+    found = step(msgspec.structs.replace(wanted, connections=able), known, attempts, now)
+    ops = tuple(op for op in found.ops if isinstance(op, Initiate) and op.child != PROBE_CHILD)
+    made = {(op.connection, op.child): found.attempts[op.connection, op.child] for op in ops}
+    return Step(ops, {**attempts, **made}, None)
+
+
+def altered(wanted: Tunnels, observed: Charon) -> tuple[str, ...]:
+    """What is not loaded as wanted, in words; empty when it is. SAs are another matter: they come and go."""
     found: list[str] = []
     if wanted.connections and not observed.credentials_loaded:
         found.append("credentials are not loaded")
     found += [f"connection {op.connection.stem} is not loaded" for op in _loads(wanted, observed)]
+    names = {connection.name for connection in wanted.connections}
+    found += [f"connection {name} is not wanted" for name in sorted(set(observed.connections) - names)]
     return tuple(found)
 
 
@@ -247,10 +266,10 @@ def _surplus(
             best = _installed(sa, config)
             doubled = best is not None and best.unique_id != child.unique_id and child.state == "INSTALLED"
             # A double, or one with yesterday's selectors, goes once the right one is there; at once if it goes too far.
-            surplus = doubled or (best is None and not _covered(child, config))
+            surplus = doubled or (best is None and not _covered(child, config)) or child.unique_id in wanted.remake
         else:
             # A bundle that is not placed yet (the agent has just started) keeps its child: it will be adopted.
-            surplus = config is None or child.name in carrying
+            surplus = config is None or child.name in carrying or child.name in wanted.barred
         if surplus:
             ends.append(TerminateChild(child.unique_id))
     return ends
@@ -271,11 +290,7 @@ def _answering_ends(connection: Connection, sas: Iterable[IkeSa], stale: frozens
 
 
 def _covered(child: ChildSa, config: Child) -> bool:
-    return _inside(child.local_ts, config.local_ts) and _inside(child.remote_ts, config.remote_ts)
-
-
-def _inside(narrow: Iterable[str], wide: tuple[str, ...]) -> bool:
-    return all(any(covers(outer, inner) for outer in wide) for inner in narrow)
+    return not uncovered(child.local_ts, config.local_ts) and not uncovered(child.remote_ts, config.remote_ts)
 
 
 def _retry_after(connection: Connection, count: int) -> float:

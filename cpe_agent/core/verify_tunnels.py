@@ -3,16 +3,23 @@
 In: the wanted `Tunnels` and bundles, and charon's own account. Out: what differs, in words. Pure. A dialled path must
 have its IKE_SA and probe CHILD_SA, and each bundle one path that carries it; which one is steering's choice, and not
 the document's. What a peer dials may be there or not, and be narrower than what we would agree to, but never wider.
+
+An IKE_SA in DELETING has been ended already, and charon keeps it only until its peer has answered or the whole
+retransmission cycle is over, which is minutes if the address under it has gone. It is no difference that it is there:
+there is nothing left to be done about it. But it stands in for nothing, and what its CHILD_SAs admit beyond the
+document is told, since packets may still come out of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from cpe_agent.core.selectors import covers
+from cpe_agent.core.selectors import uncovered
 from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.difference import Kind
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
+
+DELETING = "DELETING"
 
 
 def tunnels(wanted: Tunnels, bundles: Iterable[Bundle], charon: Charon) -> Iterator[tuple[Kind, str]]:
@@ -26,13 +33,18 @@ def tunnels(wanted: Tunnels, bundles: Iterable[Bundle], charon: Charon) -> Itera
     for name in sorted(set(charon.connections) - set(by_name)):
         why = "has other settings than the document's" if stem_of(name) in stems else "is not in the document"
         yield Kind.FOREIGN, f"connection {name} {why}"
+    held: dict[str, list[IkeSa]] = {}
     for sa in charon.ike_sas:
+        if sa.state == DELETING:
+            yield from _left_open(sa, by_name.get(sa.connection) or stems.get(stem_of(sa.connection)))
+            continue
+        held.setdefault(sa.connection, []).append(sa)
         yield from _ike_sa(sa, by_name.get(sa.connection), stems, sa.connection in charon.connections)
     for connection in wanted.connections:
         if connection.path is not None:
-            yield from _path(connection, [sa for sa in charon.ike_sas if sa.connection == connection.name])
+            yield from _path(connection, held.get(connection.name, []))
     for bundle in bundles:
-        yield from _bundle(bundle, charon.ike_sas)
+        yield from _bundle(bundle, (sa for sas in held.values() for sa in sas))
 
 
 def connection_differences(
@@ -77,6 +89,17 @@ def _ike_sa(
             yield from _child(child, known, label)
 
 
+def _left_open(sa: IkeSa, connection: Connection | None) -> Iterator[tuple[Kind, str]]:
+    """What may still come out of an IKE_SA that is being deleted although the document does not admit it."""
+    known = {child.name: child for child in connection.children} if connection else {}
+    for child in sa.children:
+        config = known.get(child.name)
+        beyond = _compared(child, config)[0] if config else [*child.local_ts, *child.remote_ts]
+        if child.installed and beyond:
+            where = f"CHILD_SA {child.unique_id} ({child.name}) in IKE_SA {sa.unique_id} of {stem_of(sa.connection)}"
+            yield Kind.ALTERED, f"{where}, which is being deleted, goes beyond the document: {_list(beyond)}"
+
+
 def _child(child: ChildSa, connection: Connection | None, label: str) -> Iterator[tuple[Kind, str]]:
     where = f"CHILD_SA {child.unique_id} ({child.name}) in {label}"
     config = next((c for c in connection.children if c.name == child.name), None) if connection else None
@@ -94,8 +117,8 @@ def _child(child: ChildSa, connection: Connection | None, label: str) -> Iterato
 def _compared(child: ChildSa, config: Child) -> tuple[list[str], list[str]]:
     beyond, short = [], []
     for found, asked in ((child.local_ts, config.local_ts), (child.remote_ts, config.remote_ts)):
-        beyond += [inner for inner in found if not any(covers(outer, inner) for outer in asked)]
-        short += [inner for inner in asked if not any(covers(outer, inner) for outer in found)]
+        beyond += uncovered(found, asked)
+        short += uncovered(asked, found)
     return beyond, short
 
 

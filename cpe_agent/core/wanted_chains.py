@@ -11,7 +11,8 @@ Pure. Theory of operation:
   a forged echo reply in cleartext must never keep a dead path up.
 - Everything else is dropped by the chain's policy and by a final rule as well: a base chain that is being replaced
   accepts until its policy is committed, the rule does not.
-- What is dropped is counted by reason, and a sample of it is logged.
+- What is dropped is counted by reason, and a sample of it is logged: each reason has one limit of its own, so that a
+  flood of one hides no other. A reason that only some packets of a chain are dropped for has a chain `drop_REASON`.
 - IKE_SA_INIT is told apart from ESP, DPD and all else on UDP 4500 by its non-ESP marker and its zero responder SPI, so
   limits never touch what is established. They are asked before conntrack is: a flood from one port that charon has
   answered would be "established". Whom the hub has sent ESP to within the hour, by address and port, passes apart from
@@ -43,6 +44,9 @@ INIT_KNOWN = "limit rate over 5/second burst 20 packets"
 INIT_PER_SOURCE = "limit rate over 500/second burst 200 packets"
 INIT_IN_ALL = "limit rate over 1500/second burst 300 packets"
 LOG_SAMPLE = "limit rate 6/minute burst 10 packets"
+# Reasons for which some packets of a chain are dropped, and others go on.
+SOME_DROPPED = ("breakout", "spoofed", "cleartext", "uplink_output")
+INIT_DROPPED = ("ike_init_known", "ike_init_source", "ike_init_all")
 
 
 def chains(backend: Backend, hub: bool) -> list[NftChain]:
@@ -66,7 +70,8 @@ def chains(backend: Backend, hub: bool) -> list[NftChain]:
     ]
     if hub:
         found.append(NftChain("ike_init", "", _ike_init()))
-    return found
+    reasons = (*SOME_DROPPED, *(INIT_DROPPED if hub else ()))
+    return found + [NftChain(f"drop_{reason}", "", _drop(reason)) for reason in reasons]
 
 
 def _drop(reason: str) -> tuple[str, str]:
@@ -76,14 +81,13 @@ def _drop(reason: str) -> tuple[str, str]:
 def _breakout() -> tuple[str, ...]:
     # There is no way from a LAN to anything that is not protected. Routing says so too, but counts nothing.
     return tuple(
-        f'iifname @lans {IP[v]} daddr != @protected{v} fib daddr type unicast counter drop comment "breakout"'
-        for v in (4, 6)
+        f"iifname @lans {IP[v]} daddr != @protected{v} fib daddr type unicast jump drop_breakout" for v in (4, 6)
     )
 
 
 def _unspoofed() -> list[str]:
     # Only the source is judged: where it goes is the pairs' matter.
-    return [f'iifname . {IP[v]} saddr != @lan_sources{v} counter drop comment "spoofed"' for v in (4, 6)]
+    return [f"iifname . {IP[v]} saddr != @lan_sources{v} jump drop_spoofed" for v in (4, 6)]
 
 
 def _clamp() -> tuple[str, ...]:
@@ -115,7 +119,7 @@ def _reply(v: int) -> str:
 
 def _input(came: str, hub: bool) -> tuple[str, ...]:
     cleartext = [
-        f'iifname @uplinks {IP[v]} {side} @protected{v} counter drop comment "cleartext"'
+        f"iifname @uplinks {IP[v]} {side} @protected{v} jump drop_cleartext"
         for side in ("saddr", "daddr")
         for v in (4, 6)
     ]
@@ -181,11 +185,11 @@ def _ike_init() -> tuple[str, ...]:
     for v in (4, 6):
         known = f"{IP[v]} saddr . udp sport @ike_known{v}"
         again = f"update @ike_again{v} {{ {IP[v]} saddr . udp sport {INIT_KNOWN} }}"
-        rules += [f'{known} {again} counter drop comment "ike_init_known"', f"{known} accept"]
+        rules += [f"{known} {again} jump drop_ike_init_known", f"{known} accept"]
     for v in (4, 6):
         source = f"update @ike_init{v} {{ {IP[v]} saddr {INIT_PER_SOURCE} }}"
-        rules.append(f'{source} counter drop comment "ike_init_source"')
-    return (*rules, f'{INIT_IN_ALL} counter drop comment "ike_init_all"')
+        rules.append(f"{source} jump drop_ike_init_source")
+    return (*rules, f"{INIT_IN_ALL} jump drop_ike_init_all")
 
 
 def _acquaint() -> list[str]:
@@ -208,14 +212,14 @@ def _output(goes: str, hub: bool) -> tuple[str, ...]:
             f"{to_protected} {goes} meta l4proto {ICMP[v]} ct state related accept",
             f"{IP[v]} daddr @probed{v} {goes} {ECHO[v]} accept",
             f"{IP[v]} saddr @site{v} {goes} {_original(v)} @local_pairs{v} accept",
-            f'{to_protected} counter drop comment "cleartext"',
+            f"{to_protected} jump drop_cleartext",
             # An inner address has no business on an uplink, wherever it goes: also not what was begun while its way
             # still led through a tunnel.
-            f'oifname @uplinks {IP[v]} saddr @protected{v} counter drop comment "cleartext"',
+            f"oifname @uplinks {IP[v]} saddr @protected{v} jump drop_cleartext",
         ]
     # Our kernel would answer what it does not forward, and fragments that never become whole, to whatever source they
     # claim: a site says nothing to the internet, least of all to a protected address.
     errors = "{ destination-unreachable, time-exceeded, parameter-problem }"
     for icmp in ("icmp", "icmpv6"):
-        rules.append(f'oifname @uplinks {icmp} type {errors} counter drop comment "uplink_output"')
+        rules.append(f"oifname @uplinks {icmp} type {errors} jump drop_uplink_output")
     return tuple(rules)

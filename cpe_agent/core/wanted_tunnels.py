@@ -52,7 +52,8 @@ def connections(
 
 
 def bundles(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Bundle, ...]:
-    """Bundles of pairs that need a peer we dial, with their paths: best peer first, then best uplink, then endpoint."""
+    """Bundles of pairs that need a peer we dial, with their paths: best peer first, then best uplink (as the class
+    prefers them, then by priority), then endpoint."""
     uplinks = tuple(uplinks)
     found = []
     for (peers, class_), pairs in grouped(document).items():
@@ -60,7 +61,7 @@ def bundles(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Bund
             Path(uplink.name, peer, endpoint.name)
             for peer in peers
             if document.peers[peer].dial
-            for uplink in uplinks
+            for uplink in _preferred(document, class_, uplinks)
             if _may_use(document, class_, uplink)
             for endpoint in document.peers[peer].endpoints
             if _source(uplink, endpoint.address) is not None
@@ -108,7 +109,18 @@ def grouped(document: Document) -> dict[tuple[tuple[str, ...], str], list[Pair]]
 
 def _may_use(document: Document, class_: str, uplink: ResolvedUplink) -> bool:
     asked = document.classes.get(class_)
-    return not (asked and asked.metered == "never" and uplink.kind == METERED)
+    metered = uplink.kind == METERED or document.uplinks[uplink.name].monthly_bytes is not None
+    return not (asked and asked.metered == "never" and metered)
+
+
+def _preferred(document: Document, class_: str, uplinks: Iterable[ResolvedUplink]) -> list[ResolvedUplink]:
+    """The uplinks that the class names, by name or kind, come first."""
+    order = document.classes.get(class_, Class()).uplinks
+
+    def place(uplink: ResolvedUplink) -> int:
+        return min((order.index(name) for name in (uplink.name, uplink.kind) if name in order), default=len(order))
+
+    return sorted(uplinks, key=place)
 
 
 def bundle_name(peers: tuple[str, ...], class_: str) -> str:

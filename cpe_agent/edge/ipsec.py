@@ -77,12 +77,13 @@ charon-systemd {{
     routing_table_prio = {priority}
     install_virtual_ip = no
 
-    # Once a second, more than a loaded cellular link's round trip: a path that heals, or a hub that is back, is met by
-    # the next repeat, not after a pause that has grown to seconds. A dead peer is given up after 9 s.
+    # About once a second: a path that heals, or a hub that is back, is met by the next repeat, not after a pause that
+    # has grown to seconds. The first repeats come sooner: the request that moves traffic to another path is one packet,
+    # and a cellular link may lose it. A dead peer is given up after 9 s.
     # Jitter only shortens: a hub's branches must not repeat in step.
-    retransmit_timeout = 1.0
-    retransmit_base = 1.0
-    retransmit_tries = 8
+    retransmit_timeout = 0.5
+    retransmit_base = 1.1
+    retransmit_tries = 10
     retransmit_jitter = 10
 
     # Carrier NATs forget a silent UDP flow after 30 s and more.

@@ -175,6 +175,7 @@ def _paths(status: Status) -> Iterator[Metric]:
 
 def _bundles(status: Status) -> Iterator[Metric]:
     active = _gauge("bundle_active_path_info", "The path that carries the bundle now.", "bundle", "path")
+    # The reasons are listed in docs/ARCHITECTURE.md (Steering).
     moves = CounterMetricFamily(PREFIX + "bundle_moves", "Moves of the bundle, by reason.", labels=("bundle", "reason"))
     for bundle in status.bundles:
         if bundle.active_path is not None and bundle.installed:
@@ -186,13 +187,17 @@ def _bundles(status: Status) -> Iterator[Metric]:
 
 
 def _targets(status: Status) -> Iterator[Metric]:
-    in_sync = _gauge("dataplane_in_sync", "Whether every target holds what the document asks for.")
+    in_sync = _gauge("dataplane_in_sync", "Whether kernel and charon hold exactly what the document asks for.")
     if status.targets:
         in_sync.add_metric([], all(target.in_sync for target in status.targets))
     yield in_sync
     drift = {target.name: target.drift_total for target in status.targets}
     yield _counter("drift", "How often a target was found altered by somebody else.", "target", drift)
-    success = _gauge("reconcile_last_success_timestamp_seconds", "When the target was last in order.", "target")
+    success = _gauge(
+        "reconcile_last_success_timestamp_seconds",
+        "When the target was last seen to.",
+        "target",
+    )
     for target in status.targets:
         if target.last_success > 0:
             success.add_metric([target.name], target.last_success)

@@ -2,8 +2,8 @@
 
 Out: `Routes`, holding only what carries our protocol number: addresses on `lo`, rules, routes in any table; the dummy
 device `cpe0` while it is up; and which IP versions forward. Implements `RoutePort`; how the kernel is changed is in
-routechange.py. Synchronous, in a worker thread, on a netlink socket per call. What was read is kept while the kernel
-tells of nothing that may concern it (routenews.py).
+routechange.py, what others hold in our way in strangers.py. Synchronous, in a worker thread, on a netlink socket per
+call. What was read is kept while the kernel tells of nothing that may concern it (routenews.py).
 """
 
 from __future__ import annotations
@@ -39,8 +39,11 @@ class Netlink:
 
     def __init__(self) -> None:
         self._news = RouteNews()
+        # What was read, and when; None once it may be so no longer.
         self._kept: Routes | None = None
         self._listed_s = 0.0
+        self._strangers: tuple[str, ...] | None = None
+        self._strangers_listed_s = 0.0
         self._one_at_a_time = trio.CapacityLimiter(1)
 
     async def read(self) -> Routes:
@@ -49,7 +52,7 @@ class Netlink:
 
     async def strangers(self) -> tuple[str, ...]:
         """What is not ours and stands in our way, in words."""
-        return await trio.to_thread.run_sync(_blocking, "read", strangers.read)
+        return await trio.to_thread.run_sync(self._read_strangers, trio.current_time(), limiter=self._one_at_a_time)
 
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         """In order; each is tried. `EdgeError` names the first that was refused, and how many more were.
@@ -69,17 +72,14 @@ class Netlink:
         """Interfaces, their addresses, carriers and default gateways."""
         return await trio.to_thread.run_sync(_blocking, "links", linkwatch.read_links)
 
-    def changes(self) -> AsyncGenerator[None, None]:
-        """Yields once when it has subscribed, then after each burst of changes, ours included."""
+    def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        """Yields once when it has subscribed, then after each burst of changes, ours included; the links just lost."""
         return linkwatch.changes()
 
     def _read(self, now_s: float) -> Routes:
-        try:
-            heard = self._news.heard()
-        except OSError as error:
-            raise EdgeError("netlink", "read", _words(error)) from error
+        self._listen()
         kept, self._kept = self._kept, None
-        if kept is None or heard or now_s >= self._listed_s + LIST_AGAIN_S:
+        if kept is None or now_s >= self._listed_s + LIST_AGAIN_S:
             # Whatever happens from here on is heard at the next reading.
             kept, self._listed_s = _blocking("read", ourroutes.read), now_s
         # Of a setting not every change is told.
@@ -88,6 +88,24 @@ class Netlink:
             kept = msgspec.structs.replace(kept, forwarding=forwarding)
         self._kept = kept
         return kept
+
+    def _read_strangers(self, now_s: float) -> tuple[str, ...]:
+        self._listen()
+        if self._strangers is None or now_s >= self._strangers_listed_s + LIST_AGAIN_S:
+            self._strangers = None
+            self._strangers, self._strangers_listed_s = _blocking("read", strangers.read), now_s
+        return self._strangers
+
+    def _listen(self) -> None:
+        """Forget what may have changed."""
+        try:
+            news = self._news.heard()
+        except OSError as error:
+            raise EdgeError("netlink", "read", _words(error)) from error
+        if news.ours:
+            self._kept = None
+        if news.others:
+            self._strangers = None
 
 
 def _blocking(op: str, work: Callable[[Any], T]) -> T:

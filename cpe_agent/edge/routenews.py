@@ -1,14 +1,19 @@
-"""May our routes, rules and addresses have changed since they were last read?
+"""May our routes, rules and addresses have changed since they were last read, or what stands in their way?
 
 A hub has tens of thousands of routes of ours, and routing has no generation to compare, as nftables has; but the kernel
 tells of every change. While nothing is told that could concern us, what was read is still true. What could:
 
-- a route with our protocol number, or one that was put in the place of another (nobody tells whose that was);
-- an IPsec policy of ours, or the loss of all;
-- any link (routes over one that goes down go without a word), any address, any rule;
-- anything that was lost or is not understood.
+| told                                            | ours may have changed | so may what stands in the way  |
+|-------------------------------------------------|-----------------------|--------------------------------|
+| a route with our protocol number                | yes                   | if of a kind that we never add |
+| one put in another's place (nobody tells whose) | yes                   | if it is in our tables         |
+| any other route                                 | no                    | if it is in our tables         |
+| an address                                      | yes                   | no                             |
+| an IPsec policy of ours, or the loss of all     | yes                   | no                             |
+| a link (its routes go without a word), a rule   | yes                   | yes                            |
+| anything that was lost or is not understood     | yes                   | yes                            |
 
-Routes of others, which a routing daemon may change all day, do not.
+Routes of others elsewhere, which a routing daemon may change all day, do not concern us.
 """
 
 from __future__ import annotations
@@ -19,8 +24,10 @@ import socket
 import struct
 import weakref
 from collections.abc import Callable
+from typing import NamedTuple
 
-from cpe_agent.edge import xfrm
+from cpe_agent.edge import routetable, xfrm
+from cpe_agent.edge.strangers import TABLES
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL
 
 _SOL_NETLINK, _NETLINK_ADD_MEMBERSHIP = 270, 1
@@ -33,10 +40,19 @@ _DATAGRAM_BYTES = 1 << 17
 _BURST = 1000
 
 _HEADER = struct.Struct("=IHHII")
+_RTM_NEWADDR, _RTM_DELADDR = 20, 21
 _RTM_NEWROUTE, _RTM_DELROUTE = 24, 25
 _NLM_F_REPLACE = 0x100
-_PROTOCOL_AT = _HEADER.size + 5  # rtmsg: family, two lengths, TOS, table, protocol
+# rtmsg: family, two lengths, TOS, table, protocol, scope, type, flags.
+_PROTOCOL_AT, _TYPE_AT = 5, 7
 _RTMSG_BYTES = 12
+
+
+class News(NamedTuple):
+    """What may have changed: what is `ours`, and what `others` have put in our way."""
+
+    ours: bool
+    others: bool
 
 
 class RouteNews:
@@ -46,8 +62,8 @@ class RouteNews:
         self._netlink: socket.socket | None = None
         self._policies: socket.socket | None = None
 
-    def heard(self) -> bool:
-        """Something that may concern us, since the last call? Yes, at the first. Raises OSError."""
+    def heard(self) -> News:
+        """Since the last call. Everything, at the first. Raises OSError."""
         if self._netlink is None:
             self._netlink = _subscribed()
             # The socket outlives no owner, and goes without a warning.
@@ -55,40 +71,55 @@ class RouteNews:
             self._policies = xfrm.subscribed((xfrm.GROUP_POLICY,))
             if self._policies is not None:
                 weakref.finalize(self, self._policies.close)
-            return True
-        found = _heard(self._netlink, concerns_us)
+            return News(True, True)
+        news = _heard(self._netlink, told)
         if self._policies is not None:
-            found = _heard(self._policies, xfrm.concerns_block_policies) or found
-        return found
+            news = _together(news, _heard(self._policies, _told_of_policies))
+        return news
 
 
-def _heard(netlink: socket.socket, concerns: Callable[[bytes], bool]) -> bool:
-    found = False
+def _heard(netlink: socket.socket, said: Callable[[bytes], News]) -> News:
+    news = News(False, False)
     for _ in range(_BURST):
         try:
             datagram = netlink.recv(_DATAGRAM_BYTES)
         except BlockingIOError:
-            return found
+            return news
         except OSError as error:
             if error.errno != errno.ENOBUFS:
                 raise
-            found = True
+            news = News(True, True)
         else:
-            found = found or concerns(datagram)
-    return True
+            news = _together(news, said(datagram))
+    return News(True, True)
 
 
-def concerns_us(datagram: bytes) -> bool:
-    """Is one of the messages more than somebody else's route?"""
+def _together(one: News, other: News) -> News:
+    return News(one.ours or other.ours, one.others or other.others)
+
+
+def _told_of_policies(datagram: bytes) -> News:
+    return News(xfrm.concerns_block_policies(datagram), False)
+
+
+def told(datagram: bytes) -> News:
+    """What its messages say, together."""
+    ours = others = False
     offset = 0
     while offset + _HEADER.size <= len(datagram):
         length, kind, flags, _, _ = _HEADER.unpack_from(datagram, offset)
-        if kind not in (_RTM_NEWROUTE, _RTM_DELROUTE) or length < _HEADER.size + _RTMSG_BYTES:
-            return True
-        if flags & _NLM_F_REPLACE or datagram[offset + _PROTOCOL_AT] == ROUTE_PROTOCOL:
-            return True
+        message = datagram[offset + _HEADER.size : offset + length]
+        if kind in (_RTM_NEWADDR, _RTM_DELADDR):
+            ours = True
+        elif kind not in (_RTM_NEWROUTE, _RTM_DELROUTE) or len(message) < _RTMSG_BYTES:
+            return News(True, True)
+        else:
+            replaces, is_ours = bool(flags & _NLM_F_REPLACE), message[_PROTOCOL_AT] == ROUTE_PROTOCOL
+            odd = message[_TYPE_AT] not in (routetable.UNICAST, routetable.UNREACHABLE)
+            ours = ours or is_ours or replaces
+            others = others or ((replaces or odd or not is_ours) and routetable.table_of(message) in TABLES)
         offset += length + 3 & ~3
-    return False
+    return News(ours, others)
 
 
 def _subscribed() -> socket.socket:

@@ -75,6 +75,11 @@ def dump(version: int, *, protocol: int = 0, table: int = 0, defaults_only: bool
     raise OSError(errno.EAGAIN, "routes change while they are listed")
 
 
+def table_of(message: bytes) -> int:
+    """Which table a route message (without its netlink header) is about."""
+    return _number(_attributes(message, _ROUTE.size).get(_RTA_TABLE)) or message[4]
+
+
 def _dump_once(version: int, protocol: int, table: int, defaults_only: bool) -> tuple[list[KernelRoute], bool]:
     family = socket.AF_INET if version == 4 else socket.AF_INET6
     attributes = _ATTRIBUTE.pack(8, _RTA_TABLE) + struct.pack("=I", table) if table else b""

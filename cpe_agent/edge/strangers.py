@@ -17,7 +17,7 @@ from cpe_agent.model.dataplane import INBOUND, OVERLAY, PRIORITY_UPLINK_FROM, RO
 
 # No router has more uplinks.
 _UPLINKS_MAX = 32
-_TABLES = (OVERLAY, INBOUND, *range(UPLINK_TABLES, UPLINK_TABLES + _UPLINKS_MAX))
+TABLES = (OVERLAY, INBOUND, *range(UPLINK_TABLES, UPLINK_TABLES + _UPLINKS_MAX))
 _LOCAL_TABLE = 255
 _TO_TABLE = 1
 _NO_SUPPRESSION = 0xFFFFFFFF
@@ -34,7 +34,7 @@ def read(kernel: Any) -> tuple[str, ...]:
 
 
 def _routes(version: int) -> Iterator[str]:
-    for table in _TABLES:
+    for table in TABLES:
         for raw in routetable.dump(version, table=table):
             ours = raw.protocol == ROUTE_PROTOCOL
             if ours and raw.type in (routetable.UNICAST, routetable.UNREACHABLE) and not raw.special:

@@ -10,6 +10,7 @@ from cpe_agent.cell import Cell
 from cpe_agent.core.budget import Budget
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
+from cpe_agent.core.steer import Steering
 from cpe_agent.model.condition import Condition
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
@@ -23,13 +24,16 @@ class Plan(msgspec.Struct, frozen=True):
     dataplane: Dataplane
     conditions: tuple[Condition, ...]
     link_up: dict[str, bool]  # by uplink name
+    interfaces: dict[str, str] = {}  # likewise
 
 
 class Verdicts(msgspec.Struct, frozen=True):
-    """Path health as steering needs it, and the IKE_SAs (unique ids) that probes have judged dead."""
+    """Path health as steering needs it, and the IKE_SAs (unique ids) that probes have judged dead. `tracks` are always
+    the latest; `revision` grows when something in them has changed that others act on."""
 
     tracks: Mapping[Path, Track] = {}
     dead: frozenset[int] = frozenset()
+    revision: int = 0
 
 
 class TargetState(msgspec.Struct, frozen=True):
@@ -69,9 +73,9 @@ class Services(msgspec.Struct, frozen=True):
 
 class Cells:
     """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
-    (loops.planning); charon, targets, duplicates (loops.reconcile); verdicts (loops.probing); path_mtus
-    (loops.pathmtu); broken (loops.ipsec); active, moves (loops.steering); budgets (loops.metering); services
-    (loops.services); taken_out (loops.drill)."""
+    (loops.planning); charon, targets, duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus
+    (loops.pathmtu); broken (loops.ipsec); active, moves, steering, measure (loops.steering); budgets (loops.metering);
+    services (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -88,6 +92,10 @@ class Cells:
         self.path_mtus: Cell[dict[Target, int]] = Cell({})
         self.active: Cell[dict[str, Path | None]] = Cell({})
         self.moves: Cell[dict[tuple[str, str], int]] = Cell({})
+        # All that steering remembers, for reports; and which paths it wants probed at the quick pace.
+        self.steering: Cell[Steering] = Cell(Steering())
+        self.measure: Cell[frozenset[Path]] = Cell(frozenset())
+        self.silent: Cell[tuple[Condition, ...]] = Cell(())
         self.budgets: Cell[dict[str, Budget]] = Cell({})
         self.services: Cell[Services] = Cell(Services())
         self.taken_out: Cell[frozenset[Path]] = Cell(frozenset())

@@ -38,4 +38,5 @@ async def keep_plan(cells: Cells, site: Site) -> None:
                 log.error("document_rejected", field=error.path, reason=error.reason)
                 continue
             link_up = {uplink.name: uplink.up for uplink in compiled.uplinks}
-            cells.plan.set(Plan(document, compiled.dataplane, compiled.conditions, link_up))
+            interfaces = {uplink.name: uplink.interface for uplink in compiled.uplinks}
+            cells.plan.set(Plan(document, compiled.dataplane, compiled.conditions, link_up, interfaces))

@@ -4,79 +4,51 @@ One loop for rules and routes, one for tunnels, so that a failover never waits f
 do the same: something rings, naming what it concerns; read what is there, let core compare, apply, remember how it
 went. There is no other way to change the kernel. A new plan is carried out in this order: close rules, routes, tunnels,
 open rules. An `EdgeError` is remembered against its target and tried again, later each time; other targets go on.
+
+A target is in sync when what was read is what `cpe-agent verify` would find no fault with: for rules, routes and links
+that is when there is nothing to do and nobody else in the way; tunnels are compared once more (core.verify_tunnels),
+since the diff leaves alone what is on its way.
 """
 
 from __future__ import annotations
 
 import math
 import operator
-import random
-import time
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
 
 import msgspec
 import trio
 
-from cpe_agent.core import doubled, duplicates, firewall, routes, tunnels
+from cpe_agent.core import doubled, duplicates, firewall, routes, silence, tunnels, verify_tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
 from cpe_agent.core.stale import stale
+from cpe_agent.core.verify import LINKS, ROUTES, RULES, TUNNELS
 from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
-from cpe_agent.loops.cells import Cells, Plan, TargetState
-from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Route, Routes, Tunnels
+from cpe_agent.loops.cells import Cells, Plan
+from cpe_agent.loops.target import RETRY_FIRST_S, Target
+from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Path, Route, Routes, Tunnels
 from cpe_agent.model.observed import Charon, Links
 from cpe_agent.model.ops import FirewallOp
 from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
 
 log = get_logger()
 
-RULES = "rules"
-ROUTES = "routes"
-TUNNELS = "tunnels"
 # Events say when something changed; this is for the event that got lost.
 BACKSTOP_S = 10.0
-RETRY_FIRST_S = 0.2
-RETRY_MAX_S = 15.0
+# charon tells nobody what is loaded, unloaded or cleared. A glance costs charon and us 1 ms, and some 3 us more for
+# each connection: so paced, less than 1 % of a core however many there are.
+GLANCE_S = 1.0
+GLANCE_CONNECTIONS = 2000
 
 
-class Target:
-    """How one target fares: in sync or not, drift, and when to try again after a refusal."""
-
-    def __init__(self, name: str, cells: Cells) -> None:
-        self.name = name
-        self.retry_at = math.inf
-        self._cells = cells
-        self._failures = 0
-        self._set(TargetState())
-
-    @property
-    def state(self) -> TargetState:
-        return self._cells.targets.value[self.name]
-
-    def succeeded(self, drifted: int) -> None:
-        """All is as wanted; `drifted`: operations that somebody else's change had made necessary."""
-        if self._failures:
-            log.info("target_recovered", target=self.name)
-        if drifted:
-            log.warning("target_repaired", target=self.name, ops=drifted)
-        self._failures, self.retry_at = 0, math.inf
-        self._set(TargetState(True, self.state.drift_total + (drifted > 0), time.time(), ""))
-
-    def failed(self, error: EdgeError) -> None:
-        """Refused: say so once per cause, try again later."""
-        if self.state.error != str(error):
-            log.error("target_failed", target=self.name, op=error.op, cause=error.cause)
-        self._failures += 1
-        wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(self._failures, 10)) * random.uniform(0.75, 1.25)
-        self.retry_at = trio.current_time() + wait
-        self._set(msgspec.structs.replace(self.state, in_sync=False, error=str(error)))
-
-    def _set(self, state: TargetState) -> None:
-        self._cells.targets.set({**self._cells.targets.value, self.name: state})
+def glance_pause_s(connections: int) -> float:
+    """Between two glances at a charon that holds so many connections."""
+    return max(GLANCE_S, GLANCE_S * connections / GLANCE_CONNECTIONS)
 
 
 class Reconciler:
@@ -99,14 +71,19 @@ class Reconciler:
         self._routes = route_port
         self._tunnels = charon
         self._backend = backend
+        self._links_target = Target(LINKS, cells)
         self._rules_target = Target(RULES, cells)
         self._routes_target = Target(ROUTES, cells)
         self._tunnels_target = Target(TUNNELS, cells)
         self.tunnels_bell = Bell()
+        self._traffic_bell = Bell()
         self._tunnels_lock = trio.Lock()
         self._attempts: tunnels.Attempts = {}
+        # Traffic children by path, as last started.
+        self._placed: Mapping[Path, frozenset[str]] = {}
         self._tunnels_wake_at = math.inf
         self._doubled = doubled.Doubled()
+        self._ears: silence.Ears = {}
         # What charon carries for its diallers, as routes; None until it was asked.
         self._carried: frozenset[Route] | None = None
         # The plan whose rules and routes were seen to: tunnels follow this one, never one that nothing locks yet.
@@ -130,7 +107,10 @@ class Reconciler:
             nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts, cells.broken))
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
+            nursery.start_soon(self._glance_at_charon)
+            nursery.start_soon(ring_on_change, self._traffic_bell, TUNNELS, (cells.active,))
             nursery.start_soon(self._keep_tunnels)
+            nursery.start_soon(self._keep_traffic)
             await self._keep_rules_and_routes()
 
     async def _keep_rules_and_routes(self) -> None:
@@ -143,6 +123,7 @@ class Reconciler:
                 await self._close_without_document()
                 self.firewall_seen_to.set()
                 continue
+            self._links_target.seen(not plan.conditions)
             opening: Sequence[FirewallOp] = ()
             # Until the rules were looked at nobody knows that the door is locked, and routes would stop forwarding.
             if names & {"plan", RULES} or not self._closed:
@@ -169,7 +150,7 @@ class Reconciler:
         try:
             if await self._firewall.read() is None:
                 await self._firewall.apply(firewall.diff(ruleset(None, self._backend), None)[0])
-            self._rules_target.succeeded(0)
+            self._rules_target.seen(True)
         except EdgeError as error:
             self._rules_target.failed(error)
 
@@ -188,7 +169,7 @@ class Reconciler:
         drifted = len(closing) + len(opening) if self._settled.get(RULES) == wanted else 0
         self._settled[RULES] = wanted
         if drifted or not opening:
-            self._rules_target.succeeded(drifted)
+            self._rules_target.seen(not closing and not opening, drifted)
         return opening
 
     def _only_rules_differ(self, plan: Plan) -> bool:
@@ -204,7 +185,7 @@ class Reconciler:
         except EdgeError as error:
             self._rules_target.failed(error)
         else:
-            self._rules_target.succeeded(0)
+            self._rules_target.seen(False)
 
     async def _pass_routes(self, plan: Plan) -> None:
         wanted = plan.dataplane.routes
@@ -216,7 +197,7 @@ class Reconciler:
             looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding)
             if self._routes_at_rest is not None and all(map(operator.is_, looked_at, self._routes_at_rest)):
                 # A hub has ten thousand routes and more: what was in sync is, while nothing of it is another object.
-                self._routes_target.succeeded(0)
+                self._routes_target.seen(not await self._routes.strangers())
                 return
             self._routes_at_rest = None
             wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
@@ -224,6 +205,7 @@ class Reconciler:
             ops = routes.diff(wanted, observed)
             if ops:
                 await self._routes.apply(ops)
+            strangers = await self._routes.strangers()
         except EdgeError as error:
             self._routes_target.failed(error)
             return
@@ -232,7 +214,7 @@ class Reconciler:
         drifted = len(ops) if self._settled.get(ROUTES) == wanted else 0
         self._settled[ROUTES] = wanted
         self._routes_at_rest = looked_at if not ops else None
-        self._routes_target.succeeded(drifted)
+        self._routes_target.seen(not ops and not strangers, drifted)
 
     def _return_routes(self, observed: Routes) -> frozenset[Route]:
         if self._carried is None:
@@ -253,6 +235,14 @@ class Reconciler:
             self.bell.ring(ROUTES)
         return stale(self._doubled, now)
 
+    def _listen(self, plan: Plan, charon: Charon) -> frozenset[int]:
+        """The traffic CHILD_SAs that are to be made anew because nothing comes back."""
+        active, tracks = self._cells.active.value, self._cells.verdicts.value.tracks
+        silent = silence.step(self._ears, plan.dataplane.bundles, active, charon, tracks, trio.current_time())
+        self._ears = silent.ears
+        self._cells.silent.set(silent.conditions)
+        return silent.remake
+
     async def _keep_tunnels(self) -> None:
         while True:
             until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
@@ -260,36 +250,61 @@ class Reconciler:
             if self._locked_plan is not None:
                 await self._pass_tunnels()
 
+    async def _keep_traffic(self) -> None:
+        """What moves is started beside the looks at charon."""
+        while True:
+            await self._traffic_bell.wait()
+            if self._locked_plan is not None:
+                await self._start_traffic(self._wanted_tunnels(self._locked_plan))
+
+    def _wanted_tunnels(self, plan: Plan) -> Tunnels:
+        bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
+        active, dead = self._cells.active.value, self._cells.verdicts.value.dead | self._cells.broken.value
+        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead)
+        return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
+
     async def _pass_tunnels(self) -> None:
         async with self._tunnels_lock:
-            plan = self._locked_plan
-            assert plan is not None
-            wanted = with_active(
-                plan.dataplane.tunnels,
-                plan.dataplane.bundles,
-                self._cells.active.value,
-                self._cells.verdicts.value.dead | self._cells.broken.value,
-            )
             try:
-                await self._tunnels_step(plan, wanted)
+                await self._tunnels_step()
             except EdgeError as error:
                 self._tunnels_target.failed(error)
 
-    async def _tunnels_step(self, plan: Plan, wanted: Tunnels) -> None:
+    async def _start_traffic(self, wanted: Tunnels) -> None:
+        known = self._cells.charon.value
+        if known is None or wanted.active == self._placed:
+            return
+        self._placed = wanted.active
+        start = tunnels.head_start(wanted, known, self._attempts, trio.current_time())
+        self._attempts = start.attempts
+        for op in start.ops:
+            # What is refused is seen to, and told, by the look that follows.
+            with suppress(EdgeError):
+                await self._tunnels.apply(op)
+
+    async def _tunnels_step(self) -> None:
         observed = await self._tunnels.read()
         self._cells.charon.set(observed)
+        # As of now: what was moved during the look and is started already must not be taken for a stray.
+        plan = self._locked_plan
+        assert plan is not None
         wanted = msgspec.structs.replace(
-            wanted, stale=self._look_at_branches(plan, observed) | self._cells.broken.value
+            self._wanted_tunnels(plan),
+            stale=self._look_at_branches(plan, observed) | self._cells.broken.value,
+            remake=self._listen(plan, observed),
         )
         looked_at = (wanted, self._cells.charon.value)
         if self._tunnels_at_rest == looked_at:
-            self._tunnels_target.succeeded(0)
+            self._tunnels_target.seen(True)
             return
         self._tunnels_at_rest = None
         step = tunnels.step(wanted, observed, self._attempts, trio.current_time())
         self._attempts = step.attempts
         self._tunnels_wake_at = math.inf if step.wake_at is None else step.wake_at
-        drifted = tunnels.missing(wanted, observed) if self._settled.get(TUNNELS) == wanted.connections else ()
+        carried = (bundle for bundle in plan.dataplane.bundles if bundle.child not in wanted.barred)
+        in_sync = not any(True for _ in verify_tunnels.tunnels(wanted, carried, observed))
+        settled = self._settled.get(TUNNELS) == wanted.connections
+        drifted = len(tunnels.altered(wanted, observed)) if settled else 0
         refused: EdgeError | None = None
         for op in step.ops:
             try:
@@ -299,12 +314,24 @@ class Reconciler:
         if refused is not None:
             raise refused
         self._settled[TUNNELS] = wanted.connections
-        self._tunnels_target.succeeded(len(drifted))
-        if not step.ops and not step.attempts and step.wake_at is None:
+        self._tunnels_target.seen(in_sync, drifted)
+        if in_sync and not step.ops and not step.attempts and step.wake_at is None:
             self._tunnels_at_rest = looked_at
         if step.ops:
             # What was done shows in charon at once or by an event; look once more rather than wait for the event.
             self.tunnels_bell.ring(TUNNELS)
+
+    async def _glance_at_charon(self) -> None:
+        """For what it sends no event of."""
+        while True:
+            # Who asks for more will be told that charon is not there.
+            with suppress(EdgeError):
+                async with self._tunnels_lock:
+                    glance, known = await self._tunnels.glance(), self._cells.charon.value
+                if known is not None and glance.differs(known):
+                    self.tunnels_bell.ring(TUNNELS)
+            known = self._cells.charon.value or Charon()
+            await trio.sleep(glance_pause_s(len(known.connections)))
 
     async def _watch_firewall(self) -> None:
         while True:

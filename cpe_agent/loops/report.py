@@ -10,6 +10,7 @@ import trio
 
 from cpe_agent import __version__
 from cpe_agent.core import conditions
+from cpe_agent.core.path_conditions import path_conditions
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.tunnels import carrying
 from cpe_agent.core.uplinks import resolve
@@ -116,13 +117,21 @@ class Reporter:
         return tuple(msgspec.structs.replace(c, since=self._since[key]) for key, c in sorted(held.items()))
 
     def _obstacles(self, plan: Plan | None) -> tuple[Condition, ...]:
-        """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs."""
+        """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs, by
+        what paths were measured to do."""
         readiness = self._cells.readiness.value
         return (
             *(plan.conditions if plan else ()),
             *(readiness.conditions if readiness else ()),
             *self._cells.duplicates.value,
+            *self._cells.silent.value,
+            *(self._path_conditions(plan) if plan else ()),
         )
+
+    def _path_conditions(self, plan: Plan) -> tuple[Condition, ...]:
+        bundles, failback_s = plan.dataplane.bundles, plan.document.policy.failback_s
+        tracks, now = self._probing.tracks, trio.current_time()
+        return path_conditions(self._cells.steering.value, bundles, tracks, failback_s, now)
 
     async def _counters(self, document: Document | None) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
         """(dropped packets by reason, packets by pair, bytes by pair)."""
@@ -159,7 +168,9 @@ class Reporter:
             sas = [sa for sa in charon.ike_sas if stem_of(sa.connection) == str(path)]
             children = [child for sa in sas for child in sa.children]
             ike = "established" if path in up else (sas[0].state.lower() if sas else "none")
-            known = track.srtt_s is not None
+            figures = track.figures(trio.current_time())
+            # A window that has just started anew knows nothing; the smoothed round trip outlives it.
+            rtt_s = track.srtt_s if figures.latency_s is None else figures.latency_s
             reports.append(
                 PathReport(
                     path=str(path),
@@ -168,9 +179,9 @@ class Reporter:
                     endpoint=path.endpoint,
                     state=track.state.value,
                     ike=ike,
-                    rtt_ms=round(track.srtt_s * 1000, 2) if track.srtt_s is not None else None,
-                    jitter_ms=round(track.rttvar_s * 1000, 2) if known else None,
-                    loss_percent=round(track.loss * 100, 1),
+                    rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 2),
+                    jitter_ms=None if figures.jitter_s is None else round(figures.jitter_s * 1000, 2),
+                    loss_percent=round(figures.loss * 100, 1),
                     mtu=sizes.get(path),
                     ready=track.ready,
                     bundles=tuple(sorted(carried.get(path, []))),
@@ -189,7 +200,10 @@ class Reporter:
             path = self._cells.active.value.get(bundle.name)
             moves = {reason: n for (name, reason), n in self._cells.moves.value.items() if name == bundle.name}
             there = path is not None and installed.get(bundle.name) == path
-            reports.append(BundleReport(bundle.name, bundle.pairs, str(path) if path else None, there, moves))
+            hold = self._cells.steering.value.holds.get(bundle.name)
+            held_s = max(0.0, hold.until - trio.current_time()) if hold else 0.0
+            carrier = str(path) if path else None
+            reports.append(BundleReport(bundle.name, bundle.pairs, carrier, there, moves, round(held_s, 1)))
         return tuple(reports)
 
 

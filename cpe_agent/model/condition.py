@@ -28,7 +28,8 @@ class Condition(msgspec.Struct, frozen=True, order=True):
 
 
 class PathReport(msgspec.Struct, frozen=True):
-    """A path as it is: state is up, down or unknown; rtt, jitter None until measured."""
+    """A path as it is: state is up, down or unknown; rtt, jitter None until measured. Figures are those of the present
+    window (`core.window`)."""
 
     path: str
     uplink: str
@@ -47,13 +48,15 @@ class PathReport(msgspec.Struct, frozen=True):
 
 
 class BundleReport(msgspec.Struct, frozen=True):
-    """A bundle, the pairs in it, the path it should use and (installed) whether its CHILD_SA is really there."""
+    """A bundle, the pairs in it, the path it should use and (installed) whether its CHILD_SA is really there. `held_s`:
+    for so long it is not moved for the sake of something better (the hold-down after a move)."""
 
     name: str
     pairs: tuple[str, ...]
     active_path: str | None
     installed: bool
     moves: dict[str, int]
+    held_s: float = 0.0
 
 
 class UplinkReport(msgspec.Struct, frozen=True):

@@ -132,13 +132,16 @@ class Tunnels(msgspec.Struct, frozen=True):
     """What charon should hold. `active`: for each dialled path the traffic children that belong on it now.
 
     `dead`: unique ids of IKE_SAs that the probes have judged dead: to be replaced, not trusted. `stale`: of those that
-    a dialler has left over here: to be ended.
+    a dialler has left over here: to be ended. `remake`: unique ids of CHILD_SAs to be ended and started anew. `barred`:
+    traffic children that belong nowhere now.
     """
 
     connections: tuple[Connection, ...] = ()
     active: dict[Path, frozenset[str]] = {}
     dead: frozenset[int] = frozenset()
     stale: frozenset[int] = frozenset()
+    remake: frozenset[int] = frozenset()
+    barred: frozenset[str] = frozenset()
 
 
 class NftSet(msgspec.Struct, frozen=True, order=True):

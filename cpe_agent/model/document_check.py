@@ -72,8 +72,8 @@ def check(document: Document) -> None:
         raise DocumentError("endpoints", "a hub needs at least one")
     for name, peer in document.peers.items():
         _check_peer(name, peer)
-    for name in document.classes:
-        _name(f"classes.{name}", name)
+    for name, class_ in document.classes.items():
+        _check_class(f"classes.{name}", name, class_)
     _check_pairs(document)
     _check_numbers(document)
     for field in ("metrics_from", "ssh_from", "routing_from"):
@@ -173,6 +173,20 @@ def _check_uplinks(uplinks: dict[str, Uplink]) -> None:
         if not 1 <= probe.misses <= 100:
             raise DocumentError(f"{path}.probe.misses", f"is {probe.misses}; 1 to 100 is possible")
     _unique("uplinks.path_address", [uplink.path_address for uplink in uplinks.values()])
+
+
+def _check_class(path: str, name: str, class_: Class) -> None:
+    _name(path, name)
+    for field in ("latency_ms", "jitter_ms"):
+        value = getattr(class_, field)
+        if value is not None and value < 1:
+            raise DocumentError(f"{path}.{field}", f"is {value}; at least 1 is possible")
+    if class_.loss_percent is not None and not 0 <= class_.loss_percent <= 100:
+        raise DocumentError(f"{path}.loss_percent", f"is {class_.loss_percent:g}; 0 to 100 is possible")
+    _unique(f"{path}.uplinks", list(class_.uplinks))
+    for index, uplink in enumerate(class_.uplinks):
+        # Whether this very site has such an uplink is no matter: a class is one for all sites.
+        _name(f"{path}.uplinks[{index}]", uplink)
 
 
 def _check_endpoints(path: str, endpoints: tuple[Endpoint, ...]) -> None:

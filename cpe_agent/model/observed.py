@@ -124,6 +124,17 @@ class Charon(msgspec.Struct, frozen=True):
     credentials_loaded: bool = False
 
 
+class Glance(msgspec.Struct, frozen=True):
+    """Of charon's account only the names of our loaded connections, and whether it holds our key and no other."""
+
+    connections: frozenset[str] = frozenset()
+    key_loaded: bool = False
+
+    def differs(self, known: Charon) -> bool:
+        """Has something been loaded, unloaded or cleared since `known` was read?"""
+        return self.connections != known.connections.keys() or self.key_loaded < known.credentials_loaded
+
+
 class EventKind(Enum):
     IKE_UP = "ike_up"
     IKE_DOWN = "ike_down"

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import trio
 
+from cpe_agent.core.verify import ROUTES, RULES, TUNNELS
 from cpe_agent.edge.charon import READS_UNTIL_CONTENTS, CharonTunnels
 from cpe_agent.edge.netlink import Netlink
 from cpe_agent.edge.nftables import NftablesFirewall
@@ -23,7 +24,7 @@ from cpe_agent.loops.bell import Bell
 from cpe_agent.loops.cells import Cells, Readiness
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.planning import keep_plan
-from cpe_agent.loops.reconcile import ROUTES, RULES, TUNNELS, Reconciler
+from cpe_agent.loops.reconcile import Reconciler
 from cpe_agent.model.dataplane import Backend
 from cpe_agent.model.document import encode
 from cpe_agent.model.document_check import decode

@@ -17,8 +17,9 @@ from cpe_agent.core.tunnels import (
     Attempt,
     Attempts,
     Step,
+    altered,
     carrying,
-    missing,
+    head_start,
     step,
 )
 from cpe_agent.model.dataplane import PROBE_CHILD, Backend, Child, Connection, Path, Tunnels, stem_of
@@ -69,6 +70,14 @@ def ops(wanted: Tunnels, observed: Charon) -> list[TunnelOp]:
 
 def wanted_on(path: Path | None, dead: frozenset[int] = frozenset()) -> Tunnels:
     return Tunnels((WIRED, LTE), {path: frozenset({CENTRE})} if path else {}, dead)
+
+
+def remade(*children: int) -> Tunnels:
+    return msgspec.structs.replace(wanted_on(ON_WIRED), remake=frozenset(children))
+
+
+def barred(*names: str) -> Tunnels:
+    return msgspec.structs.replace(wanted_on(None), barred=frozenset(names))
 
 
 def with_other_settings(connection: Connection) -> Connection:
@@ -127,6 +136,11 @@ GOOD_LTE = sa_of(LTE, 2, PROBE_CHILD)
         ),
         # A double.
         (wanted_on(ON_WIRED), (sa_of(WIRED, 1, PROBE_CHILD, CENTRE, CENTRE), GOOD_LTE), [TerminateChild(101)]),
+        # Nothing comes back through it: it is ended, and started anew once it is gone.
+        (remade(101), (GOOD_WIRED, GOOD_LTE), [TerminateChild(101)]),
+        (remade(101), (sa_of(WIRED, 1, PROBE_CHILD), GOOD_LTE), [Initiate(WIRED.name, CENTRE)]),
+        # It may live nowhere now, though nobody else carries it.
+        (barred(CENTRE), (GOOD_WIRED, GOOD_LTE), [TerminateChild(101)]),
         # A path that is wanted no more; its traffic is elsewhere.
         (
             wanted_on(ON_WIRED),
@@ -137,6 +151,35 @@ GOOD_LTE = sa_of(LTE, 2, PROBE_CHILD)
 )
 def test_one_look(wanted: Tunnels, sas: tuple[IkeSa, ...], expected: list[TunnelOp]) -> None:
     assert ops(wanted, loaded(*sas)) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "expected"),
+    [
+        # A move: what is started, and nothing else, is started.
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED, GOOD_LTE), [Initiate(LTE.name, CENTRE)]),
+        (wanted_on(ON_LTE, frozenset({1})), loaded(GOOD_WIRED, GOOD_LTE), [Initiate(LTE.name, CENTRE)]),
+        # In place already, not established, busy, judged dead, not loaded: that is for a look.
+        (wanted_on(ON_WIRED), loaded(GOOD_WIRED, GOOD_LTE), []),
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED), []),
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED, sa_of(LTE, 2, state="CONNECTING")), []),
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED, sa_of(LTE, 2, PROBE_CHILD, busy=True)), []),
+        (wanted_on(ON_LTE, frozenset({2})), loaded(GOOD_WIRED, GOOD_LTE), []),
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED, GOOD_LTE, connections=(WIRED,)), []),
+    ],
+)
+def test_a_head_start(wanted: Tunnels, known: Charon, expected: list[TunnelOp]) -> None:
+    assert list(head_start(wanted, known, {}, 0.0).ops) == expected
+
+
+def test_that_a_head_start_is_counted_and_not_made_again_in_a_hurry() -> None:
+    known = loaded(GOOD_WIRED, GOOD_LTE)
+    other = {("cpe-other", PROBE_CHILD): Attempt(3, 9.0)}
+    first = head_start(wanted_on(ON_LTE), known, other, 0.0)
+    assert first.attempts == {**other, (LTE.name, CENTRE): Attempt(1, first.attempts[LTE.name, CENTRE].not_before)}
+    # The look right after it does not see it in charon yet.
+    assert step(wanted_on(ON_LTE), known, first.attempts, 0.01).ops == ()
+    assert head_start(wanted_on(ON_LTE), known, first.attempts, 0.01).ops == ()
 
 
 def test_a_path_that_goes_keeps_its_traffic_until_it_is_elsewhere() -> None:
@@ -152,12 +195,12 @@ def test_loads_come_first_and_unloads_last() -> None:
     assert found[0] == LoadCredentials()
     assert found[1:3] == [LoadConnection(WIRED), LoadConnection(LTE)]
     assert found[-1] == UnloadConnection(foreign.name)
-    assert missing(wanted_on(ON_WIRED), Charon()) == (
+    assert altered(wanted_on(ON_WIRED), Charon()) == (
         "credentials are not loaded",
         f"connection {WIRED.stem} is not loaded",
         f"connection {LTE.stem} is not loaded",
     )
-    assert missing(wanted_on(ON_WIRED), loaded()) == ()
+    assert altered(wanted_on(ON_WIRED), loaded()) == ()
 
 
 def test_changed_children_are_loaded_again() -> None:
@@ -364,7 +407,7 @@ def test_from_any_state_to_the_wanted_one_without_a_gap(start: tuple[Tunnels, li
         now = max(now + 0.1, found.wake_at or 0.0)
     assert found.ops == (), "it never comes to rest"
     observed = charon.read()
-    assert missing(wanted, observed) == ()
+    assert altered(wanted, observed) == ()
     for connection in wanted.connections:
         assert connection.path is not None
         (sa,) = [sa for sa in observed.ike_sas if stem_of(sa.connection) == connection.stem]

@@ -297,6 +297,26 @@ class TestTunnels:
         replaced = msgspec.structs.replace(second, state="REKEYED")
         assert found(charon=msgspec.structs.replace(CHARON, ike_sas=(*CHARON.ike_sas, replaced))) == []
 
+    def test_one_that_is_being_deleted_is_no_difference_and_stands_in_for_nothing(self) -> None:
+        leaving = msgspec.structs.replace(FIRST, unique_id=700, state="DELETING")
+        old = msgspec.structs.replace(leaving, connection=f"cpe-{stem_of(FIRST.connection)}-00000000")
+        for sa in (leaving, old):
+            assert found(charon=msgspec.structs.replace(CHARON, ike_sas=(*CHARON.ike_sas, sa))) == []
+        stem = stem_of(FIRST.connection)
+        assert (MISSING, f"path {stem}: no established IKE_SA") in found(charon=with_sa(state="DELETING"))
+        ending = tuple(msgspec.structs.replace(sa, state="DELETING") for sa in CHARON.ike_sas)
+        told = found(charon=msgspec.structs.replace(CHARON, ike_sas=ending))
+        for bundle in WANTED.bundles:
+            assert (MISSING, f"bundle {bundle.name}: no CHILD_SA carries it") in told
+
+    def test_what_comes_out_of_one_that_is_being_deleted_is_told(self) -> None:
+        wide = tuple(msgspec.structs.replace(child, remote_ts=("0.0.0.0/0",)) for child in FIRST.children[:1])
+        stray = IkeSa("cpe-guest-12345678", 900, "DELETING", False, children=wide)
+        for sa in (msgspec.structs.replace(FIRST, unique_id=700, state="DELETING", children=wide), stray):
+            (told,) = found(charon=msgspec.structs.replace(CHARON, ike_sas=(*CHARON.ike_sas, sa)))
+            assert told[0] is ALTERED and "which is being deleted, goes beyond the document: " in told[1]
+            assert told[1].endswith("0.0.0.0/0")
+
     def test_a_probe_that_is_gone(self) -> None:
         rest = tuple(c for c in FIRST.children if c.name != "probe")
         assert found(charon=with_sa(children=rest)) == [

@@ -182,6 +182,24 @@ async def test_a_change_of_ike_settings_takes_a_new_ike_sa_first(ends: Ends) -> 
         assert TRAFFIC in [child for _, child in installed(look)]
 
 
+async def test_a_glance_sees_what_no_event_tells(ends: Ends) -> None:
+    await both_up(ends)
+    known = await ends.branch.read()
+    assert not (await ends.branch.glance()).differs(known)
+    (one, *_) = (connection.name for connection in branch_wants().connections)
+    await ends.branch.apply(UnloadConnection(one))
+    glance = await ends.branch.glance()
+    assert glance.differs(known) and one not in glance.connections and glance.key_loaded
+    await ends.branch.apply(LoadConnection(branch_wants().connections[0]))
+    assert not (await ends.branch.glance()).differs(known)
+    ends.kill_branch()
+    with pytest.raises(EdgeError):
+        await ends.branch.glance()
+    ends.start_branch()
+    glance = await ends.branch.glance()
+    assert glance.differs(known) and not glance.connections and not glance.key_loaded
+
+
 async def test_doing_it_twice_changes_nothing(ends: Ends) -> None:
     run = await both_up(ends, WIRED)
     connection = branch_wants(WIRED).connections[0]

@@ -28,6 +28,10 @@ COMMANDS = (
     "-6 route del fd77::/64 dev news0 table 15500",
     f"rule add from 10.77.0.9 {TABLE} protocol 155 priority 140",
     "rule del priority 140",
+    f"route add blackhole 10.77.3.0/24 {OURS} {TABLE}",
+    f"route del blackhole 10.77.3.0/24 {TABLE}",
+    "rule add priority 50 table main",
+    "rule del priority 50",
     "address add 10.77.9.9/32 dev lo proto 155",
     "address del 10.77.9.9/32 dev lo",
     "link set news0 down",
@@ -51,6 +55,7 @@ def link() -> Iterator[None]:
     for version in ("-4", "-6"):
         ip(f"{version} route flush {TABLE}")
     ip("rule del priority 140")
+    ip("rule del priority 50")
     ip("address del 10.77.9.9/32 dev lo")
 
 
@@ -62,6 +67,7 @@ async def test_whatever_others_do_is_seen() -> None:
         command = chance.choice(COMMANDS)
         done += ip(command)
         assert await keeping.read() == await Netlink().read(), command
+        assert await keeping.strangers() == await Netlink().strangers(), command
     assert done > 50
 
 

@@ -190,7 +190,7 @@ async def settle(port: RoutePort, wanted: Routes) -> None:
     assert diff(wanted, await port.read()) == ()
 
 
-def changes_of(port: RoutePort) -> AsyncGenerator[None, None]:
+def changes_of(port: RoutePort) -> AsyncGenerator[frozenset[str], None]:
     changes = port.changes()
     assert isinstance(changes, AsyncGenerator)
     return changes
@@ -302,6 +302,32 @@ async def test_a_lost_carrier_is_seen_and_keeps_routes(bed: Bed) -> None:
     bed.world.set_carrier(True)
     await eventually(bed.port, True)
     assert await bed.port.read() == WANTED
+
+
+@pytest.mark.parametrize("lose", ["carrier", "admin", "device"])
+async def test_a_lost_link_is_told_by_name(bed: Bed, lose: str) -> None:
+    """And nothing else is, nor is one that comes."""
+    bed.world.add_wan()
+    await eventually(bed.port, True)
+    with trio.fail_after(10):
+        async with aclosing(changes_of(bed.port)) as changes:
+            assert await anext(changes) == frozenset()
+            match lose:
+                case "carrier":
+                    bed.world.set_carrier(False)
+                case "admin":
+                    bed.world.set_wan_down()
+                case _:
+                    bed.world.remove_wan()
+            lost: frozenset[str] = frozenset()
+            while not lost:
+                lost = await anext(changes)
+            # The other end of a real wire goes down with it.
+            assert WAN in lost <= {WAN, PEER}
+            if lose == "carrier":
+                bed.world.set_carrier(True)
+                while not (await bed.port.links()).by_name[WAN].up:
+                    assert WAN not in await anext(changes)
 
 
 @pytest.mark.parametrize(

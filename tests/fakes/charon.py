@@ -17,7 +17,7 @@ from enum import Enum
 import trio
 
 from cpe_agent.model.dataplane import Child, Connection
-from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, IkeSa, LoadedChild
+from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, Glance, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
     Initiate,
     LoadConnection,
@@ -65,6 +65,7 @@ class FakeCharon:
     def __init__(self, peer: FakeCharon | None = None) -> None:
         self.peer = peer
         self.answers: dict[str, Answer] = {}
+        self.kept_busy: set[int] = set()  # IKE_SAs, by unique id, in which some other exchange is under way
         self.applied: list[TunnelOp] = []
         self.hung = False
         self.running = True
@@ -108,6 +109,22 @@ class FakeCharon:
             for name, connection in self._connections.items()
         }
         return Charon(connections, tuple(self._ike_sa(sa) for sa in self._sas.values()), self._credentials)
+
+    async def glance(self) -> Glance:
+        await self._reach("glance")
+        return Glance(frozenset(self._connections), self._credentials)
+
+    def forget_credentials(self) -> None:
+        """Somebody has cleared them; charon tells nobody."""
+        self._credentials = False
+
+    def load(self, connection: Connection) -> None:
+        """Somebody has loaded it; charon tells nobody."""
+        self._connections[connection.name] = connection
+
+    def unload(self, name: str) -> None:
+        """Somebody has unloaded it; charon tells nobody."""
+        del self._connections[name]
 
     async def apply(self, op: TunnelOp) -> None:
         await self._reach(type(op).__name__)
@@ -302,7 +319,7 @@ class FakeCharon:
             initiator=sa.initiator,
             remote_id=ike.remote_id,
             remote_host=ike.remote_addrs[0] if ike.remote_addrs else "",
-            busy=sa.waiting_since is not None,
+            busy=sa.waiting_since is not None or sa.unique_id in self.kept_busy,
             children=tuple(sa.children.values()),
         )
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 import trio
 
-from cpe_agent.model.dataplane import Backend, BlockPolicy, Route, Routes, Rule
+from cpe_agent.model.dataplane import INBOUND, OVERLAY, Backend, BlockPolicy, Route, Routes, Rule
 from cpe_agent.model.observed import Link, Links
 from cpe_agent.model.ops import (
     AddAddress,
@@ -86,6 +86,11 @@ class FakeRoutes:
             policies=frozenset(self._policies),
         )
 
+    async def strangers(self) -> tuple[str, ...]:
+        await trio.lowlevel.checkpoint()
+        ours = (OVERLAY, INBOUND)
+        return tuple(sorted(f"route {r.destination} table {r.table}" for r in self.foreign_routes if r.table in ours))
+
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         await trio.lowlevel.checkpoint()
         refused: list[tuple[RouteOp, RefusedError]] = []
@@ -106,15 +111,18 @@ class FakeRoutes:
         await trio.lowlevel.checkpoint()
         return Links(dict(self._links))
 
-    async def changes(self) -> AsyncGenerator[None, None]:
-        seen = self._changes
+    async def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        seen, told = self._changes, self._up()
         await trio.lowlevel.checkpoint()
-        yield
+        yield frozenset()
         while True:
             while self._changes == seen:
                 await self._changed.wait()
-            seen = self._changes
-            yield
+            before, seen, told = told, self._changes, self._up()
+            yield before - told
+
+    def _up(self) -> frozenset[str]:
+        return frozenset(name for name, link in self._links.items() if link.up)
 
     def _change(self) -> None:
         self._changes += 1

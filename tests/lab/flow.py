@@ -19,7 +19,8 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -47,10 +48,17 @@ class Direction:
     longest_gap_ms: float
     longest_gap_at_s: float  # when it began
     longest_delay_ms: float
+    # When something was heard, from the first packet sent to the last.
+    heard_s: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def lost(self) -> int:
         return self.sent - self.received
+
+    def longest_gap_since_ms(self, at_s: float) -> float:
+        """Of the gaps that were not over by then: a busy machine's earlier ones do not count."""
+        gaps = (after - before for before, after in pairwise(self.heard_s) if after > at_s)
+        return max(gaps, default=0.0) * 1000
 
 
 @dataclass(frozen=True)
@@ -159,16 +167,19 @@ def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
     longest_delay_ns = 0
     longest_gap_ns, longest_gap_at_ns = 0, sender["first_sent_ns"]
     previous_ns = sender["first_sent_ns"]
+    heard_ns = [previous_ns]
     for number, arrived_ns, sent_ns in receiver["arrivals"]:
         sequence = number if number < TWIN_FIRST else twin_first + number - TWIN_FIRST
         if arrived_ns - previous_ns > longest_gap_ns:
             longest_gap_ns, longest_gap_at_ns = arrived_ns - previous_ns, previous_ns
         previous_ns = max(previous_ns, arrived_ns)
+        heard_ns.append(previous_ns)
         longest_delay_ns = max(longest_delay_ns, arrived_ns - sent_ns)
         duplicates += sequence in seen
         reordered += sequence < highest and sequence not in seen
         highest = max(highest, sequence)
         seen.add(sequence)
+    heard_ns.append(max(previous_ns, sender["last_sent_ns"]))
     if sender["last_sent_ns"] - previous_ns > longest_gap_ns:
         longest_gap_ns, longest_gap_at_ns = sender["last_sent_ns"] - previous_ns, previous_ns
     return Direction(
@@ -180,6 +191,7 @@ def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
         longest_gap_ms=longest_gap_ns / 1e6,
         longest_gap_at_s=longest_gap_at_ns / 1e9,
         longest_delay_ms=longest_delay_ns / 1e6,
+        heard_s=tuple(ns / 1e9 for ns in heard_ns),
     )
 
 

@@ -7,7 +7,7 @@ certificate, key and CA that it names.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,7 @@ def apply(lab: Lab, text: str) -> dict[str, int]:
     """Put another network.yaml in force while the controller runs. The sites whose document it changes, and to which
     version."""
     lab.path(NETWORK_YAML).write_text(text)
-    argv = [sys.executable, "-m", "cpe_controller", "--state", CONTROLLER_STATE, "apply", NETWORK_YAML]
+    argv = [sys.executable, "-m", "cpe_controller", "--state", CONTROLLER_STATE, "apply", "--now", NETWORK_YAML]
     lines = lab.run(lab.network.controller, *argv, timeout_s=30).stdout.splitlines()
     changed = (line.partition(": version ") for line in lines)
     return {site: int(version) for site, _, version in changed if version}
@@ -98,7 +98,12 @@ def controller_addresses(network: Network) -> list[str]:
 
 def write_settings(lab: Lab, signing_keys: Mapping[str, str]) -> None:
     """Write every site's agent.yaml. `signing_keys`: key id -> public key in base64."""
-    for site in lab.sites.values():
+    write_settings_of(lab, lab.sites.values(), signing_keys)
+
+
+def write_settings_of(lab: Lab, sites: Iterable[RunningSite], signing_keys: Mapping[str, str]) -> None:
+    """Write the agent.yaml of these sites."""
+    for site in sites:
         settings = agent_settings(site, controller_urls(lab.network), signing_keys)
         (site.outside / "agent.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))
 

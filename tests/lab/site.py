@@ -65,9 +65,9 @@ class RunningSite:
     def uplink(self, name: str) -> RunningUplink:
         return self.uplinks[name]
 
-    def run(self, *argv: str, timeout_s: float = 20.0, check: bool = True) -> Completed:
+    def run(self, *argv: str, timeout_s: float = 20.0, check: bool = True, input: str = "") -> Completed:
         """Run a command in the site's namespace."""
-        return self._container.run(argv, namespace=self.name, timeout_s=timeout_s, check=check)
+        return self._container.run(argv, namespace=self.name, timeout_s=timeout_s, check=check, input=input)
 
     def start(self) -> None:
         """Start charon, then the agent. Returns when charon takes commands."""
@@ -105,6 +105,19 @@ class RunningSite:
                 self._container.signal(daemon.pid, signal.SIGKILL)
         for daemon in (self.charon, self.agent):
             daemon.kill()
+
+    def vanish(self) -> None:
+        """Its whole machine, as a power cut at a hub takes it: nobody hears another word of it."""
+        # First: what the kernel of a dying machine still says must not get out.
+        for uplink in self.uplinks.values():
+            uplink.blackhole()
+        self.kill()
+
+    def reappear(self) -> None:
+        """After `vanish`."""
+        for uplink in self.uplinks.values():
+            uplink.heal()
+        self.start()
 
     def _has_no_device(self) -> bool:
         return self.ipsec.device not in self.run("ip", "link").stdout

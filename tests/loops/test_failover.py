@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import msgspec
+import pytest
 import trio
 from trio.testing import MockClock
 
-from cpe_agent.model.dataplane import Ruleset
+from cpe_agent.model.dataplane import MAIN, Route, Ruleset
+from cpe_agent.model.document import Probing
 from cpe_agent.model.observed import Link
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, branch
 from tests.loops.story import Line, expect
@@ -30,8 +32,9 @@ async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
     world.publish(branch())
     async with world.agent() as agent:
         await trio.sleep(3)
+        lines = world.story.since(0, "rules", "tunnels")
         expect(
-            world.story.since(0, "rules", "tunnels"),
+            lines[:-3],
             [
                 "rules replace table",
                 "rules add protected4 *, add uplinks lte wired",
@@ -45,11 +48,17 @@ async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
                 "tunnels initiate wired.centre.wan probe",
                 "tunnels initiate wired.cloud.wan probe",
                 "rules add answering4 * local_pairs4 *",
+            ],
+        )
+        # Paths are independent: only within one is there an order.
+        expect(
+            _about("centre", lines[-3:]),
+            [
                 "tunnels initiate wired.centre.wan traffic-centre",
-                "tunnels initiate wired.cloud.wan traffic-cloud",
                 "tunnels initiate wired.centre.wan traffic-centre+cloud",
             ],
         )
+        expect(_about("cloud", lines[-3:]), ["tunnels initiate wired.cloud.wan traffic-cloud"])
         texts = [str(line) for line in world.story.lines]
         assert texts.index("rules replace table") < texts.index("routes forwarding 4 on")
         assert world.carried() == HOME
@@ -191,6 +200,40 @@ async def test_that_a_lost_link_counts_at_once(autojump_clock: MockClock) -> Non
         assert world.carried() == ON_LTE
 
 
+@pytest.mark.parametrize("goes", ["carrier", "device"])
+async def test_that_a_lost_link_waits_for_no_reading(autojump_clock: MockClock, goes: str) -> None:
+    """Rules, routes, links and IKE_SAs are listed beside it, for as long as that takes."""
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        world.kernel_takes_s = world.reading_takes_s = 2.0
+        # A listing is under way already.
+        world.routes.foreign_routes.add(Route(MAIN, "192.0.2.0/24", "lan0"))
+        world.routes.set_carrier("lan0", False)
+        await trio.sleep(0.5)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        if goes == "carrier":
+            world.routes.set_carrier("wired", False)
+        else:
+            world.routes.remove_link("wired")
+        await trio.sleep(0.5)
+        assert {line.at_s for line in world.story.events("bundle_moved", fault_at)} == {fault_at}
+        # One exchange at a time in each IKE_SA: the second bundle to the centre waits for the first, and for a look.
+        started = world.story.since(fault_at, "tunnels")
+        expect(
+            started, ["tunnels initiate lte.centre.wan traffic-centre", "tunnels initiate lte.cloud.wan traffic-cloud"]
+        )
+        assert {line.at_s for line in started} == {fault_at}
+        await trio.sleep(5)
+        assert world.carried() == ON_LTE
+        doubled = [line for line in world.story.since(fault_at, "tunnels") if "initiate lte" in line.text]
+        assert len(doubled) == 3, doubled
+        said = [line.text for line in world.story.events("link_changed", fault_at) if "interface=wired" in line.text]
+        assert said and not any("state=up" in text for text in said), f"a reading from before was believed: {said}"
+
+
 async def test_that_an_ended_ike_sa_counts_at_once(autojump_clock: MockClock) -> None:
     world = World()
     world.publish(branch())
@@ -269,6 +312,22 @@ async def test_that_an_uplink_may_get_another_address(autojump_clock: MockClock)
         loaded = (await world.charon.read()).connections
         assert len(loaded) == 4, f"connections with the old address are still loaded: {sorted(loaded)}"
         assert len(world.charon.ike_sas()) == 4
+
+
+async def test_that_a_failure_is_found_in_time_after_the_pace_was_changed(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(30)
+        slower = Probing(2 * INTERVAL_MS, 2 * INTERVAL_MS, MISSES - 1)
+        uplinks = {name: msgspec.structs.replace(one, probe=slower) for name, one in branch().uplinks.items()}
+        world.publish(branch(2, uplinks=uplinks))
+        await trio.sleep(2)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        await trio.sleep(2 * INTERVAL_S * MISSES + 0.1)
+        assert world.carried() == ON_LTE, "misses are not counted"
+        assert len(world.story.events("bundle_moved", fault_at)) == 3
 
 
 async def test_that_a_removed_pair_takes_its_rule_and_its_tunnel(autojump_clock: MockClock) -> None:

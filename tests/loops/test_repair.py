@@ -36,7 +36,7 @@ async def test_that_a_flushed_table_comes_back_and_counts_as_drift(autojump_cloc
             ["rules replace table", "log target_repaired ops=1 target=rules"],
         )
         assert world.firewall.table == wanted
-        assert await _drift(agent) == {"rules": 1, "routes": 0, "tunnels": 0}
+        assert await _drift(agent) == {"links": 0, "rules": 1, "routes": 0, "tunnels": 0}
 
 
 async def test_that_a_foreign_element_is_removed(autojump_clock: MockClock) -> None:
@@ -68,7 +68,7 @@ async def test_that_a_deleted_route_comes_back_and_counts_as_drift(autojump_cloc
         await world.routes.apply([DeleteRoute(TUNNEL_ROUTE)])
         await trio.sleep(0.1)
         assert TUNNEL_ROUTE in (await world.routes.read()).routes
-        assert await _drift(agent) == {"rules": 0, "routes": 1, "tunnels": 0}
+        assert await _drift(agent) == {"links": 0, "rules": 0, "routes": 1, "tunnels": 0}
 
 
 async def test_that_a_route_under_our_number_that_is_not_wanted_goes(autojump_clock: MockClock) -> None:

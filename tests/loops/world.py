@@ -6,6 +6,7 @@ done to charon, nftables and netlink, and everything that is logged, is told in 
 
 from __future__ import annotations
 
+import random
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
@@ -25,7 +26,7 @@ from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.model.condition import Status
 from cpe_agent.model.dataplane import Backend, Routes, Ruleset, stem_of
 from cpe_agent.model.document import Document
-from cpe_agent.model.observed import IkeSa, Link, LinkAddress
+from cpe_agent.model.observed import Charon, IkeSa, Link, LinkAddress, Links
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 from tests.fakes.charon import Answer, FakeCharon
 from tests.fakes.controller import FakeController
@@ -55,15 +56,19 @@ class World:
 
     def __init__(self, site: str = SITE, identity: str = IDENTITY, links: tuple[Link, ...] = LINKS) -> None:
         self.story = Story()
-        self.charon = FakeCharon()
+        self.charon = _PatientCharon(self)
         self.firewall = _PatientFirewall(self)
         self.kernel_takes_s = 0.0  # to apply rules, and routes
+        self.reading_takes_s = 0.0  # rules, routes, links and IKE_SAs: a long list, a busy processor
         self.routes = _PatientRoutes(self)
         self.controller = FakeController()
         self.store = FakeStore()
         self.lan_prober = FakeProber()  # what a hub asks its LANs with
         self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
         self.blackholed: set[str] = set()  # uplinks
+        self.loss: dict[str, float] = {}  # by uplink, 0 to 1
+        self.rtt_s = dict(RTT_S)
+        self.asked: list[tuple[float, str]] = []  # (when, uplink) of every echo request of a probe
         self.site = site
         self.identity = identity
         self.charon.applied = Noted[TunnelOp](
@@ -112,7 +117,7 @@ class World:
         """Would an echo request from `source` reach the hub that has `target`, and be answered?"""
         uplink = PATH_ADDRESSES.get(source)
         hub = next((h for h in HUBS if target in (h.endpoint.probe_address, h.endpoint.ready_address)), None)
-        if uplink is None or hub is None or uplink in self.blackholed:
+        if uplink is None or hub is None or uplink in self.blackholed or random.random() < self.loss.get(uplink, 0.0):
             return False
         if target == hub.endpoint.ready_address and hub.name in self.unready:
             return False
@@ -205,12 +210,28 @@ class _Spinning(trio.abc.Instrument):
             self._scope.cancel()
 
 
+class _PatientCharon(FakeCharon):
+    """Lists as slowly as the world says."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+
+    async def read(self) -> Charon:
+        await trio.sleep(self._world.reading_takes_s)
+        return await super().read()
+
+
 class _PatientFirewall(FirewallFake):
     """Takes as long as the world says, as nftables does for a document with many pairs."""
 
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
+
+    async def read(self) -> Ruleset | None:
+        await trio.sleep(self._world.reading_takes_s)
+        return await super().read()
 
     async def apply(self, ops: Sequence[FirewallOp]) -> None:
         await trio.sleep(self._world.kernel_takes_s)
@@ -223,6 +244,16 @@ class _PatientRoutes(FakeRoutes):
     def __init__(self, world: World) -> None:
         super().__init__()
         self._world = world
+
+    async def read(self) -> Routes:
+        await trio.sleep(self._world.reading_takes_s)
+        return await super().read()
+
+    async def links(self) -> Links:
+        """As they were when the reading began."""
+        found = await super().links()
+        await trio.sleep(self._world.reading_takes_s)
+        return found
 
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         await trio.sleep(self._world.kernel_takes_s)
@@ -239,6 +270,7 @@ class Internet(FakeProber):
 
     def send(self, source: str, target: str, sequence: int, size: int = 0) -> bool:
         self.rtt_s.pop((source, target), None)
+        self._world.asked.append((trio.current_time(), PATH_ADDRESSES[source]))
         if self._world.answers(source, target):
-            self.rtt_s[source, target] = RTT_S[PATH_ADDRESSES[source]]
+            self.rtt_s[source, target] = self._world.rtt_s[PATH_ADDRESSES[source]]
         return super().send(source, target, sequence, size)

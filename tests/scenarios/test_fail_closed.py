@@ -278,7 +278,8 @@ class TestErrors:
             entries = json.loads(site.run("nft", "-j", "list", "chain", "inet", "cpe_agent", "output").stdout)[
                 "nftables"
             ]
-            for rule in (e["rule"] for e in entries if e.get("rule", {}).get("comment") == "uplink_output"):
+            jump = {"jump": {"target": "drop_uplink_output"}}
+            for rule in (e["rule"] for e in entries if jump in e.get("rule", {}).get("expr", ())):
                 site.run("nft", f"delete rule inet cpe_agent output handle {rule['handle']}")
         site.run("sysctl", "-q", "-w", "net.ipv4.ipfrag_time=1")
         told = _time_exceeded(site)

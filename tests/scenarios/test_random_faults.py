@@ -33,6 +33,7 @@ SITES = ("hospital-1", "centre", "van-1")
 NEVER_S = 60.0
 AT_REST_EVERY = 5
 INTERVAL_S = 0.02
+FAULT_S = 3  # each takes about one, with its share of waiting for a rest
 # The oracle's own reading takes up to this long on a machine that is busy with six daemons.
 READING_MS = 400.0
 
@@ -66,6 +67,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             print(f"the lab's logs are in {running.save_logs()}")
 
 
+@pytest.mark.timeout(120 + COUNT * FAULT_S)
 def test_faults_in_a_row(lab: Lab, record_property: Callable[[str, object], None]) -> None:
     seed = int(os.environ.get("SEED", random.SystemRandom().randrange(1_000_000)))
     record_property("seed", seed)
