@@ -13,11 +13,12 @@ import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.core import drill, obey
+from cpe_agent.core import drill, kernel_ipsec, obey
 from cpe_agent.core.certificate import Life
 from cpe_agent.core.compile import Site
 from cpe_agent.core.expected import expected
 from cpe_agent.core.preview import Preview, preview
+from cpe_agent.core.verify import TUNNELS
 from cpe_agent.core.verify import verify as find_differences
 from cpe_agent.core.wanted_ruleset import pair_elements
 from cpe_agent.edge import ipsec
@@ -29,6 +30,7 @@ from cpe_agent.edge.controller import HttpsController
 from cpe_agent.edge.credentials import Credentials
 from cpe_agent.edge.early import EarlyEsp
 from cpe_agent.edge.identity import Identity, load_identity
+from cpe_agent.edge.ipsecwatch import KernelIpsecPort
 from cpe_agent.edge.metrics import serve_metrics
 from cpe_agent.edge.names import Names
 from cpe_agent.edge.netlink import Netlink
@@ -43,6 +45,7 @@ from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.drill import Drills
 from cpe_agent.loops.follow import Follower
+from cpe_agent.loops.ipsec import keep_ipsec
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.metering import Metering
 from cpe_agent.loops.own_way import keep_own_way
@@ -58,11 +61,11 @@ from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.loops.stored import read_stored
 from cpe_agent.model.condition import Condition, DrainAnswer, RollbackAnswer, Status
 from cpe_agent.model.dataplane import Backend, Dataplane, Routes, Ruleset
-from cpe_agent.model.difference import Verification
+from cpe_agent.model.difference import Difference, Verification
 from cpe_agent.model.document import Document, DocumentError
 from cpe_agent.model.document_check import decode
 from cpe_agent.model.drill import DrillProgress, DrillRecord
-from cpe_agent.model.observed import Charon, Link, Links
+from cpe_agent.model.observed import Charon, KernelIpsec, Link, Links
 from cpe_agent.newcomer import CONTROL_SOCKET, already, enrolled, stop_on_signal
 from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings
@@ -135,6 +138,7 @@ class Living(msgspec.Struct, frozen=True):
     charon: Charon | None
     charon_error: str
     drained: bool
+    ipsec: KernelIpsec | None = None  # kernel backend
 
     def expected(self, document: Document) -> tuple[Dataplane, tuple[Condition, ...]]:
         """What must be here for `document`, and what is in the way. Raises `DocumentError`."""
@@ -168,6 +172,9 @@ def compare(document: Document, living: Living) -> Verification:
     found = find_differences(
         wanted, obstacles, living.ruleset, living.routes, living.charon, living.charon_error, living.strangers
     )
+    if living.charon is not None and living.ipsec is not None:
+        disagreements = kernel_ipsec.differences(document, living.charon, living.ipsec)
+        found += tuple(Difference(TUNNELS, kind, what) for kind, what in disagreements)
     return Verification(document.site, document.epoch, document.version, not found, found)
 
 
@@ -234,6 +241,7 @@ async def look(settings: Settings) -> Living:
     netlink = Netlink()
     links, ruleset, routes = await netlink.links(), await NftablesFirewall().read(), await netlink.read()
     strangers = await netlink.strangers()
+    ipsec_held = await KernelIpsecPort().read() if backend is Backend.KERNEL else None
     try:
         held: Charon | None = await charon.read()
         why = ""
@@ -241,7 +249,7 @@ async def look(settings: Settings) -> Living:
         held, why = None, error.cause
     finally:
         charon.close()
-    return Living(backend, identity.name, links, ruleset, routes, strangers, held, why, _drained(settings))
+    return Living(backend, identity.name, links, ruleset, routes, strangers, held, why, _drained(settings), ipsec_held)
 
 
 async def _run(settings: Settings) -> None:
@@ -311,6 +319,8 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(PathMtus(cells, mtu_prober).run)
         nursery.start_soon(reconciler.run)
         nursery.start_soon(reporter.run)
+        if backend is Backend.KERNEL:
+            nursery.start_soon(keep_ipsec, cells, KernelIpsecPort(), charon, reconciler.bell)
         await reconciler.firewall_seen_to.wait()
         nursery.start_soon(follower.run)
         nursery.start_soon(in_force.run, follower.reach)

@@ -7,7 +7,7 @@ adding what is there and deleting what is not are no errors (but for set element
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
@@ -15,15 +15,25 @@ import msgspec
 from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.dataplane import Routes, Ruleset
 from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Renewed
-from cpe_agent.model.observed import Charon, CharonEvent, Glance, LinkCounters, Links, Reply
+from cpe_agent.model.observed import (
+    Charon,
+    CharonEvent,
+    Glance,
+    KernelIpsec,
+    KernelPolicy,
+    KernelSa,
+    LinkCounters,
+    Links,
+    Reply,
+)
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
 from cpe_agent.model.site_report import SiteReport
 from cpe_agent.model.usage import Usage
 
 
 class EdgeError(Exception):
-    """The outside world refused: `target` (charon, nftables, netlink, controller, store, prober, identity, control,
-    metrics, kernel), `op`, and `cause` in words."""
+    """The outside world refused: `target` (charon, nftables, netlink, ipsec, controller, store, prober, identity,
+    control, metrics, kernel), `op`, and `cause` in words."""
 
     def __init__(self, target: str, op: str, cause: str) -> None:
         super().__init__(f"{target}: {op}: {cause}")
@@ -121,6 +131,19 @@ class RoutePort(Protocol):
     def changes(self) -> AsyncGenerator[frozenset[str], None]:
         """Yields when links, addresses, routes or rules changed (anybody's): the interfaces that have just lost their
         carrier or are gone. `links` then says what is there; it may say that one of these is back."""
+
+
+class IpsecPort(Protocol):
+    """The kernel's IPsec, everybody's (kernel backend only)."""
+
+    async def read(self) -> KernelIpsec:
+        """SAs of ESP in UDP, and policies."""
+
+    async def delete(self, sas: Iterable[KernelSa], policies: Iterable[KernelPolicy]) -> None:
+        """Delete what was read. What is gone already is no error."""
+
+    def changes(self) -> AsyncGenerator[None, None]:
+        """Yields once when subscribed, then whenever an SA or a policy changed (charon's too)."""
 
 
 class ProbePort(Protocol):

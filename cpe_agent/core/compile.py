@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cpe_agent.core import wanted_tunnels
+from cpe_agent.core import wanted_policies, wanted_tunnels
 from cpe_agent.core.uplinks import ResolvedUplink, interfaces, resolve
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.core.wanted_routes import routes
@@ -97,6 +97,8 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         routing = before.dataplane.routes
     else:
         routing = routes(document, uplinks, links, site.backend)
+        if site.backend is Backend.KERNEL:
+            routing = msgspec.structs.replace(routing, policies=wanted_policies.block_policies(document))
     dataplane = Dataplane(tunnels, table, routing, probes, bundles, asked)
     obstacles = (*conditions, *missing, *unasked)
     return Compiled(document, links, site, ready, bound, uplinks, claims, pairs, dataplane, obstacles)

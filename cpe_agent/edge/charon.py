@@ -341,6 +341,7 @@ def _ike_sa(connection: str, sa: Reply) -> IkeSa:
         remote_id=text(sa, "remote-id"),
         remote_host=text(sa, "remote-host"),
         busy=any(task in _BUSY for task in tasks),
+        creating="CHILD_CREATE" in tasks and text(sa, "state") == "ESTABLISHED",
         children=tuple(_child_sa(section(children, key)) for key in children),
     )
 
@@ -357,6 +358,7 @@ def _child_sa(child: Reply) -> ChildSa:
         packets_in=_number(child, "packets-in"),
         packets_out=_number(child, "packets-out"),
         spi_in=_number(child, "spi-in", 16),
+        spi_out=_number(child, "spi-out", 16),
     )
 
 

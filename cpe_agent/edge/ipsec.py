@@ -22,8 +22,8 @@ from cpe_agent.ports import EdgeError
 TRIAL_SOURCE, TRIAL_TARGET = "192.0.2.1", "192.0.2.2"
 # Should we die between adding and deleting, the kernel drops the SA by itself.
 TRIAL_LIFETIME_S = 2
-# The kernel answers at once, but may load modules first: esp4 and the ciphers, from an SD card.
-TRIAL_TIMEOUT_S = 10
+# The kernel answers at once, but may load modules first: esp4 and the ciphers, from an SD card (emulated: 12 s).
+TRIAL_TIMEOUT_S = 60
 # charon installs its own routes whatever it is told; here nobody looks them up before ours (the agent owns all routes
 # into tunnels, at rule priorities below 220).
 CHARON_ROUTING_TABLE = 991

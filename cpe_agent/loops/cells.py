@@ -88,9 +88,9 @@ class Services(msgspec.Struct, frozen=True):
 class Cells:
     """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew);
     clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets,
-    duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); active, moves, steering,
-    measure (loops.steering); usages, budgets, overhead (loops.metering); own_uplink (loops.own_way); services
-    (loops.services); taken_out (loops.drill)."""
+    duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); broken (loops.ipsec);
+    active, moves, steering, measure (loops.steering); usages, budgets, overhead (loops.metering); own_uplink
+    (loops.own_way); services (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -105,6 +105,8 @@ class Cells:
         self.duplicates: Cell[tuple[Condition, ...]] = Cell(())
         self.targets: Cell[dict[str, TargetState]] = Cell({})
         self.verdicts: Cell[Verdicts] = Cell(Verdicts())
+        # IKE_SAs (unique ids) that lack in the kernel what they need.
+        self.broken: Cell[frozenset[int]] = Cell(frozenset())
         self.path_mtus: Cell[dict[Target, int]] = Cell({})
         self.active: Cell[dict[str, Path | None]] = Cell({})
         self.moves: Cell[dict[tuple[str, str], int]] = Cell({})

@@ -107,7 +107,7 @@ class Reconciler:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
             nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus, cells.own_uplink))
-            tunnels_follow = (cells.active, cells.verdicts, cells.services)
+            tunnels_follow = (cells.active, cells.verdicts, cells.services, cells.broken)
             nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, tunnels_follow)
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
@@ -281,7 +281,7 @@ class Reconciler:
 
     def _wanted_tunnels(self, plan: Plan) -> Tunnels:
         bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
-        active, dead = self._cells.active.value, self._cells.verdicts.value.dead
+        active, dead = self._cells.active.value, self._cells.verdicts.value.dead | self._cells.broken.value
         trials = self._cells.services.value.trials
         wanted = with_active(plan.dataplane.tunnels, bundles, active, dead, trials)
         return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
@@ -315,7 +315,7 @@ class Reconciler:
         assert plan is not None
         wanted = msgspec.structs.replace(
             self._wanted_tunnels(plan),
-            stale=self._look_at_branches(plan, observed),
+            stale=self._look_at_branches(plan, observed) | self._cells.broken.value,
             remake=self._listen(plan, observed),
         )
         looked_at = (wanted, self._cells.charon.value)

@@ -51,6 +51,8 @@ METRIC_NOWHERE = 1000
 # Their metric is behind all that anybody else has there.
 MAIN = 254
 METRIC_RETURN = 20000
+# Ours among the kernel's IPsec policies; charon's are all below 800,000, and the lowest number decides.
+BLOCK_PRIORITY = 900_155
 
 
 class Backend(Enum):
@@ -203,6 +205,14 @@ class Route(msgspec.Struct, frozen=True, order=True):
     mtu: int = 0
 
 
+class BlockPolicy(msgspec.Struct, frozen=True, order=True):
+    """An IPsec policy of the kernel that lets nothing pass unless charon has one for it. `direction`: in, fwd, out."""
+
+    direction: str
+    source: str  # "10.1.0.0/24"; anywhere is "0.0.0.0/0" or "::/0"
+    destination: str
+
+
 class Routes(msgspec.Struct, frozen=True):
     """Routing that is ours, addresses on `lo` that are ours, and whether the router forwards."""
 
@@ -211,6 +221,7 @@ class Routes(msgspec.Struct, frozen=True):
     routes: frozenset[Route] = frozenset()
     devices: frozenset[str] = frozenset()  # dummy devices
     forwarding: frozenset[int] = frozenset()  # IP versions that forward: 4, 6
+    policies: frozenset[BlockPolicy] = frozenset()  # kernel backend
 
 
 class Probe(msgspec.Struct, frozen=True, order=True):

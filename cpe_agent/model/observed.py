@@ -47,6 +47,7 @@ class ChildSa(msgspec.Struct, frozen=True):
     packets_in: int = 0
     packets_out: int = 0
     spi_in: int = 0
+    spi_out: int = 0
 
     @property
     def installed(self) -> bool:
@@ -54,8 +55,46 @@ class ChildSa(msgspec.Struct, frozen=True):
         return self.state in ("INSTALLED", "REKEYING", "REKEYED")
 
 
+class KernelSa(msgspec.Struct, frozen=True, order=True):
+    """An SA of ESP in UDP that the kernel holds. `added`: wall time."""
+
+    source: str
+    destination: str
+    spi: int
+    reqid: int
+    source_port: int
+    destination_port: int
+    added: float
+
+
+class KernelPolicy(msgspec.Struct, frozen=True, order=True):
+    """An IPsec policy that the kernel holds: ports and protocol 0 are any, reqid 0 is one without ESP, `spi` 0 says
+    nothing. `selector` is the kernel's own form of what it selects."""
+
+    direction: str
+    source: str
+    destination: str
+    protocol: int
+    source_port: int
+    destination_port: int
+    priority: int
+    reqid: int = 0
+    spi: int = 0
+    mark: int = 0
+    mask: int = 0
+    selector: bytes = b""
+
+
+class KernelIpsec(msgspec.Struct, frozen=True):
+    """Everybody's SAs and policies."""
+
+    sas: frozenset[KernelSa] = frozenset()
+    policies: frozenset[KernelPolicy] = frozenset()
+
+
 class IkeSa(msgspec.Struct, frozen=True):
-    """An IKE_SA known to charon, by unique id. `busy`: charon has a task of ours under way in it (set-up, a child)."""
+    """An IKE_SA known to charon, by unique id. `busy`: charon has a task of ours under way in it (set-up, a child);
+    `creating`: a new child."""
 
     connection: str
     unique_id: int
@@ -65,6 +104,7 @@ class IkeSa(msgspec.Struct, frozen=True):
     remote_host: str = ""
     busy: bool = False
     children: tuple[ChildSa, ...] = ()
+    creating: bool = False
 
     @property
     def established(self) -> bool:

@@ -27,6 +27,7 @@ from typing import Any
 
 from tests.lab.container import Container, LabError, Process, wait_until
 from tests.lab.init import LOGS
+from tests.lab.pace import patience
 
 PORT = 7000
 TWIN_FIRST = 1_000_000  # its sequence numbers start here, so that they are told from the other's
@@ -96,6 +97,7 @@ class Flow:
         self.name = f"flow-{number}-{client}-{server}"
         self._container = container
         self._result: FlowResult | None = None
+        linger_ms = patience(linger_ms)
         self._linger_s = linger_ms / 1000
         common = ["--port", str(port), "--rate", str(rate), "--seconds", str(seconds), "--linger-ms", str(linger_ms)]
         # The server must be there first, and the client's first packet must not be early.
@@ -149,7 +151,7 @@ class Flow:
         with open(log, "wb") as stdout, open(errors, "wb") as stderr:
             argv = [sys.executable, "-S", str(_SCRIPT), *arguments]
             process = self._container.spawn(argv, namespace=host, stdout=stdout, stderr=stderr)
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + patience(_START_S)
         while b"\n" not in log.read_bytes():
             if not process.running or time.monotonic() > deadline:
                 raise LabError(f"{self.name}: the {end} did not start: {errors.read_text().strip()}")

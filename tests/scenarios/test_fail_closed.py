@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cpe_agent.model.dataplane import Backend
 from tests.lab import watch
 from tests.lab.capture import Packet, Recording, record, uplink_wire
 from tests.lab.container import wait_until
@@ -249,14 +250,13 @@ class TestLocks:
         with record(lab, offering.wires(lab.network, [name])) as taken.recording, offered(lab):
             for tunnels in ("up", "down"):
                 if tunnels == "down":
-                    site.charon.kill()
-                    wait_until("the tunnels' device is gone", lambda: "ipsec0" not in site.run("ip", "link").stdout, 5)
+                    site.end_tunnels()
                 for lock in ("nftables", "routing"):
                     site.agent.stop()
                     with taken.phase(f"without {lock}, tunnels {tunnels}"):
                         _take_away(site, lock)
                     site.agent.start()
-                    wait_until("both locks are back", lambda: _has_table(site) and _rules(site), REPAIR_S)
+                    wait_until("both locks are back", lambda: _has_table(site) and _is_locked(site), REPAIR_S)
             site.agent.stop()
             with taken.phase("without any"):
                 _take_away(site, "nftables")
@@ -326,6 +326,14 @@ def _take_away(site: RunningSite, lock: str) -> None:
     else:
         for priority in _rules(site):
             site.run("ip", "rule", "del", "priority", priority)
+        if site.ipsec is Backend.KERNEL:
+            site.run("ip", "xfrm", "policy", "deleteall", "action", "block")
+
+
+def _is_locked(site: RunningSite) -> bool:
+    """Is the second lock there: our rules and, with the kernel's ESP, the policies that let nothing else through?"""
+    blocks = site.run("ip", "xfrm", "policy", "list", "action", "block", check=False).stdout
+    return bool(_rules(site)) and (bool(blocks.strip()) or site.ipsec is Backend.USERLAND)
 
 
 def _rules(site: RunningSite) -> list[str]:
