@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 
-from cpe_agent.model.condition import Condition, Severity, Status
+from cpe_agent.model.condition import Condition, Severity, Status, UplinkReport
 
 WIDTH = 80
 # A hub has thousands of branches and pairs; a screen has not.
@@ -56,6 +56,7 @@ def render(status: Status, colour: bool = False) -> str:
         _uplinks(status, colour),
         _paths(status, colour),
         _bundles(status, colour),
+        _services(status, colour),
         _peers(status, colour),
         _pairs(status, colour),
         _conditions(status.conditions, status.now, colour),
@@ -89,6 +90,8 @@ def _document(status: Status) -> str:
     if status.document_epoch is None or status.document_version is None:
         return "none yet"
     order = f"{status.document_epoch}.{status.document_version}"
+    if not status.document_confirmed:
+        order += " (not confirmed yet)"
     if status.document_expires is None:
         return order
     left_s = status.document_expires - status.now
@@ -96,12 +99,14 @@ def _document(status: Status) -> str:
 
 
 def _uplinks(status: Status, colour: bool) -> list[str]:
+    metered = any(uplink.remaining_bytes is not None for uplink in status.uplinks)
     columns = (
         _Column("UPLINK"),
         _Column("KIND"),
         _Column("INTERFACE"),
         _Column("STATE"),
         _Column("ADDRESS"),
+        *((_Column("LEFT", right=True),) if metered else ()),
         _Column("GATEWAY", spare=True),
     )
     rows = [
@@ -111,11 +116,17 @@ def _uplinks(status: Status, colour: bool) -> list[str]:
             uplink.interface,
             "up" if uplink.up else "down",
             uplink.address or _NOTHING,
+            *((_left(uplink),) if metered else ()),
             uplink.gateway or _NOTHING,
         )
         for uplink in status.uplinks
     ]
     return _table(columns, rows, colour)
+
+
+def _left(uplink: UplinkReport) -> str:
+    """Of the monthly bytes."""
+    return _NOTHING if uplink.remaining_bytes is None else _bytes(uplink.remaining_bytes)
 
 
 def _paths(status: Status, colour: bool) -> list[str]:
@@ -163,6 +174,14 @@ def _bundles(status: Status, colour: bool) -> list[str]:
         )
         for bundle in status.bundles
     ]
+    return _table(columns, rows, colour)
+
+
+def _services(status: Status, colour: bool) -> list[str]:
+    """Silent ones first."""
+    columns = (_Column("SERVER"), _Column("STATE"), _Column("BEHIND"), _Column("PAIR"))
+    listed = sorted(status.services, key=lambda service: (service.state == "answering", service.pair))
+    rows = [(service.server, service.state, service.peer or _NOTHING, service.pair) for service in listed]
     return _table(columns, rows, colour)
 
 

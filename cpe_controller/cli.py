@@ -1,111 +1,197 @@
 """What do you want done?
 
 The only place that prints and sets exit codes: 0 done, 1 it could not be done, 2 what was asked or written is wrong.
+Commands go to the controller that runs here, if one does, and else to its state directory.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime as dt
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from cpe_controller import setup
+import msgspec
+import segno
+
+from cpe_controller import arguments, audit, authorities, backup, cloudinit, commands, control, setup
+from cpe_controller.change import signed
+from cpe_controller.commands import Answer, Command, answering, applying
 from cpe_controller.compile import rehearse
-from cpe_controller.fields import NetworkError
+from cpe_controller.files import SetupError, read, save
 from cpe_controller.parse import parse
-from cpe_controller.publish import Applied, ApplyConflict
-from cpe_controller.serve import serve
-from cpe_controller.store import StoreError
-
-DEFAULT_STATE = Path("/var/lib/cpe-controller")
-# An agent that hears nothing for three of them looks for another way.
-HEARTBEAT_S = 10.0
+from cpe_controller.serve import Serving, serve
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    told = _parser().parse_args(arguments)
-    try:
-        _run(told)
-    except NetworkError as error:
-        print(f"cpe-controller: {error}", file=sys.stderr)
+def main(argv: Sequence[str] | None = None) -> int:
+    told = arguments.read(argv)
+    if told.command == "apply" and told.file is None and told.key is None and told.unsigned is None:
+        print("cpe-controller: apply needs a network.yaml, or --key or --unsigned to sign anew", file=sys.stderr)
         return 2
-    except (setup.SetupError, StoreError, ApplyConflict) as error:
+    try:
+        return _run(told)
+    except control.Refusal as refusal:
+        print(f"cpe-controller: {refusal}", file=sys.stderr)
+        return refusal.exit
+    except answering.FAILURES as error:
         print(f"cpe-controller: {error}", file=sys.stderr)
-        return 1
+        return answering.exit_code(error)
+
+
+def _run(told: argparse.Namespace) -> int:
+    match told.command:
+        case "init":
+            setup.init_state(told.state, told.name, told.address, told.port, told.enrol_port)
+            print(f"network {told.name} is set up in {told.state}; next: apply a network.yaml, then serve")
+            print(f"take {told.state / 'root.key'} away and keep it offline: it is for `renew`, years from now")
+        case "check":
+            _check(told.file)
+        case "serve":
+            _serve(told)
+        case "cert":
+            pems = setup.issue_site(told.state, told.site, control.user_name(os.getuid()))
+            for path in setup.save_site(told.out, told.site, *pems):
+                print(path)
+        case "renew":
+            _renew(told)
+        case "backup":
+            names = backup.backup(told.state, told.file, control.user_name(os.getuid()))
+            print(f"{told.file}: {', '.join(names)}; it holds private keys, and not the root's")
+        case "restore":
+            return _restore(told)
+        case "cloud-init":
+            return _cloud_init(told)
+        case "sign":
+            change = signed(applying.decode(_text(told.file)), setup.signer(told.state, told.key))
+            save(told.out or told.file, applying.encode(change).encode(), 0o600)
+            print(f"{told.out or told.file}: signed, {len(change.drafts)} documents; next: cpe-controller import")
+        case "apply":
+            return _apply(told)
+        case _:
+            return _print(_do(told, _command(told)), told)
     return 0
 
 
-def _run(told: argparse.Namespace) -> None:
-    if told.command == "init":
-        setup.init_state(told.state, told.name, told.address, told.port)
-        print(f"network {told.name} is set up in {told.state}; next: apply a network.yaml, then serve")
-    elif told.command == "check":
-        network = parse(setup.read_network(told.file), str(told.file))
-        documents = rehearse(network, dt.datetime.now(dt.UTC))
-        pairs = sum(len(documents[branch.name].pairs) for branch in network.branches)
-        print(f"{told.file}: good: {len(network.hubs)} hubs, {len(network.branches)} branches, {pairs} pairs")
-    elif told.command == "apply":
-        _print_applied(setup.apply(told.state, told.file))
-    elif told.command == "cert":
-        pems = setup.issue_site(told.state, told.site)
-        for path in setup.save_site(told.out, told.site, *pems):
-            print(path)
-    else:
-        serve(told.state, told.listen, told.port, told.heartbeat_s, _print_ready)
+def _command(told: argparse.Namespace) -> Command:
+    match told.command:
+        case "import":
+            return commands.Import(_text(told.file), told.now)
+        case "rollback":
+            return commands.Rollback(told.number, told.now, told.list)
+        case "rollout":
+            return commands.Roll(told.do)
+        case "status":
+            return commands.Status(tuple(told.sites), tuple(told.state_is))
+        case "drain" | "undrain":
+            return commands.Drain(told.site, back=told.command == "undrain")
+        case "diff":
+            return commands.Diff(setup.read_network(told.file), str(told.file))
+        case "token":
+            return commands.Token(told.site, told.hours)
+        case "replace":
+            return commands.Replace(told.site, told.hours)
+        case "revoke":
+            return commands.Revoke(told.site)
+        case "rotate":
+            return commands.Rotate(told.do, None if told.public is None else _text(told.public), told.leave_behind)
+        case "audit":
+            return commands.Audit(told.check)
+    raise AssertionError(told.command)
 
 
-def _print_applied(applied: Applied) -> None:
-    for site, version in applied.published.items():
-        print(f"{site}: version {version}")
-    for site in applied.withdrawn:
-        print(f"{site}: withdrawn")
-    print(f"{len(applied.published)} changed, {len(applied.unchanged)} unchanged, {len(applied.withdrawn)} withdrawn")
+def _do(told: argparse.Namespace, command: Command) -> Answer:
+    answer = control.ask(told.socket, command)
+    if answer is None:
+        answer = answering.run(told.state, command, control.user_name(os.getuid()))
+    return answer
 
 
-def _print_ready(url: str) -> None:
-    print(f"listening on {url}", flush=True)
+def _apply(told: argparse.Namespace) -> int:
+    text = None if told.file is None else setup.read_network(told.file)
+    if told.key is None and told.unsigned is None and text is not None:
+        return _print(_do(told, commands.Apply(text, str(told.file), told.allow_mass_removal, told.now)), told)
+    planned = _do(told, commands.Plan(text, str(told.file), told.allow_mass_removal))
+    if told.unsigned is not None:
+        save(told.unsigned, planned.data.encode(), 0o600)
+        print(f"{told.unsigned}: {planned.lines[0]}; next: cpe-controller sign {told.unsigned} --key FILE")
+        return 0
+    change = signed(applying.decode(planned.data), setup.signer(told.state, told.key))
+    return _print(_do(told, commands.Import(applying.encode(change), told.now)), told)
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="cpe-controller", description="Hands every site its signed document.")
-    parser.add_argument("--state", type=Path, default=DEFAULT_STATE, metavar="DIR", help=f"default {DEFAULT_STATE}")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+def _print(answer: Answer, told: argparse.Namespace) -> int:
+    if getattr(told, "json", False):
+        print(msgspec.json.format(msgspec.json.encode(answer.data)).decode())
+        return answer.exit
+    if told.command in ("token", "replace") and sys.stdout.isatty() and not told.no_qr:
+        # White on black and black on white alike: the quiet zone is drawn.
+        segno.make(answer.data["token"], error="l").terminal(compact=True)
+    for line in answer.lines:
+        print(line)
+    return answer.exit
 
-    init = commands.add_parser("init", help="make the keys and the store of a new network")
-    init.add_argument("--name", required=True, metavar="NETWORK", help="the network's name, as in network.yaml")
-    init.add_argument("--address", required=True, nargs="+", metavar="HOST", help="where agents reach it: names or IPs")
-    init.add_argument("--port", type=_port, default=8443, help="default 8443")
 
-    check = commands.add_parser("check", help="is this network.yaml good? changes nothing")
-    check.add_argument("file", type=Path, metavar="network.yaml")
+def _check(file: Path) -> None:
+    network = parse(setup.read_network(file), str(file))
+    documents = rehearse(network, dt.datetime.now(dt.UTC))
+    pairs = sum(len(documents[branch.name].pairs) for branch in network.branches)
+    print(f"{file}: good: {len(network.hubs)} hubs, {len(network.branches)} branches, {pairs} pairs")
 
-    apply = commands.add_parser("apply", help="put a network.yaml in force")
-    apply.add_argument("file", type=Path, metavar="network.yaml")
 
-    serve = commands.add_parser("serve", help="hand out documents until told to end")
-    serve.add_argument("--listen", metavar="ADDRESS", help="default every address")
-    serve.add_argument("--port", type=_port, help="default the one of init; 0 takes any that is free")
-    serve.add_argument("--heartbeat-s", type=_seconds, default=HEARTBEAT_S, metavar="S", help="default 10")
+def _renew(told: argparse.Namespace) -> None:
+    with setup.opened(told.state) as (store, found):
+        root, now = authorities.root(told.state, told.root_key), dt.datetime.now(dt.UTC)
+        audit.append(store, now, control.user_name(os.getuid()), "renew", {})
+        authorities.renew(told.state, root, found.network, found.addresses, now)
+    print("renewed: the server's certificate and the authority that issues sites' certificates")
+    print("next: apply the network again, so that peers know the new authority; then restart the controller")
 
-    cert = commands.add_parser("cert", help="a new key and certificate for a site")
-    cert.add_argument("site", metavar="SITE")
-    cert.add_argument(
-        "--out", type=Path, required=True, metavar="DIR", help="where to put SITE.key, SITE.pem, root.pem"
+
+def _restore(told: argparse.Namespace) -> int:
+    by = control.user_name(os.getuid())
+    found = backup.restore(told.file, told.state, dt.datetime.now(dt.UTC), by)
+    print(f"{told.state}: the network {found.network}, in epoch {found.epoch}")
+    with setup.opened(told.state) as (store, _):
+        try:
+            again = applying.again(told.state, store, found, by)
+        except SetupError as error:
+            print(f"its documents are NOT signed for this epoch yet, and no site will take them: {error}")
+            return 1
+    return _print(again, told)
+
+
+def _cloud_init(told: argparse.Namespace) -> int:
+    if (told.deb is None) != (told.sha256 is None):
+        print("cpe-controller: --deb and --sha256 belong together", file=sys.stderr)
+        return 2
+    answer = _do(told, commands.Token(told.site, told.hours))
+    print(cloudinit.user_data(answer.data["token"], told.deb, told.sha256), end="")
+    return answer.exit
+
+
+def _serve(told: argparse.Namespace) -> None:
+    def say(words: str) -> None:
+        print(words, flush=True)
+
+    serve(
+        told.state,
+        Serving(
+            listen=told.listen,
+            port=told.port,
+            enrol_port=told.enrol_port,
+            heartbeat_s=told.heartbeat_s,
+            socket=told.socket,
+            group=told.group,
+            metrics=told.metrics,
+        ),
+        say,
     )
-    return parser
 
 
-def _port(text: str) -> int:
-    port = int(text)
-    if not 0 <= port <= 65535:
-        raise argparse.ArgumentTypeError(f"{text} is no port")
-    return port
-
-
-def _seconds(text: str) -> float:
-    seconds = float(text)
-    if not 0.05 <= seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text}: 0.05 to 3600 is possible")
-    return seconds
+def _text(path: Path) -> str:
+    try:
+        return read(path).decode()
+    except UnicodeDecodeError:
+        raise SetupError(f"{path} is no text") from None

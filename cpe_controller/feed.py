@@ -1,19 +1,25 @@
-"""Which document is in force for each site now, and who is to be told when that changes?
+"""Which document is in force for each site now, who may have it, and who is to be told when that changes?
 
-One task watches the store; the held streams wait here, in memory, so that 2,000 of them cost the store one watch.
+Two tasks watch the store; the held streams wait here, in memory, so that 2,000 of them cost the store two watches.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from cpe_controller.publish import DOCUMENTS, Published
+from cpe_controller import standing
+from cpe_controller.change import DOCUMENTS, Published
+from cpe_controller.pki import Holder
+from cpe_controller.standing import SITES, Standing
 from cpe_controller.store import Entry, Store
 
 # An agent holds one. The others are what it left behind when its uplink died; the oldest gives way.
 MAX_STREAMS = 4
+
+# What a branch has, so that 2,000 that are woken together are not 2,000 reads. A hub's is read when it is asked for.
+KEPT_MAX_BYTES = 16 * 1024
 
 Order = tuple[int, int]
 
@@ -26,28 +32,48 @@ class Stream:
 
 
 class Feed:
-    """(epoch, version) per site, as the store has it."""
+    """(epoch, version) per site, and which boxes are let in, as the store has it."""
 
     def __init__(self, store: Store) -> None:
         self.closing = False
         self._store = store
         self._orders: dict[str, Order] = {}
+        self._documents: dict[str, Published] = {}
+        self._standings: dict[str, Standing] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._streams: dict[str, list[Stream]] = {}
-        listing = store.list(DOCUMENTS)
-        self._revision = listing.revision
-        for entry in listing.entries:
-            self._note(entry)
+        self._after = {
+            DOCUMENTS: self._read(DOCUMENTS, self._note_document),
+            SITES: self._read(SITES, self._note_standing),
+        }
 
     async def run(self) -> None:
         """Follow the store until cancelled. Raises StoreError if it can no longer be read."""
-        async for entries in self._store.watch(DOCUMENTS, self._revision):
-            for entry in entries:
-                self._note(entry)
+        await asyncio.gather(self._follow(DOCUMENTS, self._note_document), self._follow(SITES, self._note_standing))
 
     def order(self, site: str) -> Order | None:
         """None: there is no document for this site."""
         return self._orders.get(site)
+
+    def document(self, site: str) -> Published | None:
+        """The document that `order` names, if it is a small one."""
+        return self._documents.get(site)
+
+    def orders(self) -> dict[str, Order]:
+        return dict(self._orders)
+
+    def standing(self, site: str) -> Standing:
+        return self._standings.get(site, Standing())
+
+    def standings(self) -> dict[str, Standing]:
+        return dict(self._standings)
+
+    def streams(self) -> int:
+        """How many are held now."""
+        return sum(map(len, self._streams.values()))
+
+    def admits(self, holder: Holder) -> bool:
+        return self.standing(holder.site).admits(holder.generation)
 
     async def wait_woken(self, site: str) -> None:
         """Until something happened that the site's streams should look at."""
@@ -73,13 +99,33 @@ class Feed:
         for site in list(self._changed):
             self._wake(site)
 
-    def _note(self, entry: Entry) -> None:
+    def _read(self, prefix: str, note: Callable[[Entry], None]) -> int:
+        listing = self._store.list(prefix)
+        for entry in listing.entries:
+            note(entry)
+        return listing.revision
+
+    async def _follow(self, prefix: str, note: Callable[[Entry], None]) -> None:
+        async for entries in self._store.watch(prefix, self._after[prefix]):
+            for entry in entries:
+                note(entry)
+
+    def _note_document(self, entry: Entry) -> None:
         site = entry.key.removeprefix(DOCUMENTS)
         published = Published.read(entry.value) if entry.value is not None else None
         if published is not None and published.raw:
             self._orders[site] = (published.epoch, published.version)
         else:
             self._orders.pop(site, None)
+        if published is not None and 0 < len(published.raw) <= KEPT_MAX_BYTES:
+            self._documents[site] = published
+        else:
+            self._documents.pop(site, None)
+        self._wake(site)
+
+    def _note_standing(self, entry: Entry) -> None:
+        site = entry.key.removeprefix(SITES)
+        self._standings[site] = standing.read(entry if entry.value is not None else None)
         self._wake(site)
 
     def _wake(self, site: str) -> None:

@@ -60,6 +60,21 @@ class Field:
             found[key.value] = child
         return found
 
+    def over(self, template: Field) -> Field:
+        """This group of lines, and what `template` says where it says nothing, level by level. Everything keeps the
+        line in which it is written."""
+        merged = Field(self.source, self.path, _over(self._node, template._node), self.lines)
+        merged.line = self.lines[self.path] = self.line
+        return merged
+
+    def without(self, key: str) -> Field:
+        """This group of lines without the one called `key`."""
+        assert isinstance(self._node, yaml.MappingNode)
+        kept = [(name, value) for name, value in self._node.value if name.value != key]
+        left = Field(self.source, self.path, _like(self._node, kept), self.lines)
+        left.line = self.lines[self.path] = self.line
+        return left
+
     def record(self, required: tuple[str, ...], optional: tuple[str, ...]) -> Record:
         """A mapping with known keys: any other, and any required one that is missing, is an error."""
         found = self.mapping()
@@ -163,6 +178,30 @@ def read(text: str, source: str) -> Field:
     if node is None:
         raise NetworkError(source, 1, "", "is empty; see configs/network.yaml for an example")
     return Field(source, "", node, {})
+
+
+def _over(own: yaml.Node, template: yaml.Node) -> yaml.Node:
+    if not (isinstance(own, yaml.MappingNode) and isinstance(template, yaml.MappingNode)):
+        return own
+    # By the first of a name: that one is written twice is for mapping() to find.
+    said: dict[object, yaml.Node] = {}
+    for key, value in own.value:
+        said.setdefault(key.value if isinstance(key, yaml.ScalarNode) else id(key), value)
+    merged, seen = [], set()
+    for key, value in template.value:
+        mine = said.get(key.value) if isinstance(key, yaml.ScalarNode) else None
+        if mine is None:
+            merged.append((key, value))
+        else:
+            seen.add(key.value)
+            written = next(name for name, other in own.value if other is mine)
+            merged.append((written, _over(mine, value)))
+    merged += [(key, value) for key, value in own.value if key.value not in seen or value is not said.get(key.value)]
+    return _like(own, merged)
+
+
+def _like(node: yaml.MappingNode, pairs: list[tuple[yaml.Node, yaml.Node]]) -> yaml.MappingNode:
+    return yaml.MappingNode(node.tag, pairs, node.start_mark, node.end_mark)
 
 
 def _kind(node: yaml.Node) -> str:

@@ -123,6 +123,7 @@ class Network:
     classes: Mapping[str, document.Class]
     ipsec: document.Ipsec
     policy: document.Policy
+    canaries: tuple[str, ...]
     lifetime_days: int
     on_expiry: Literal["keep", "block"]
     source: str = field(compare=False)
@@ -149,6 +150,7 @@ class Network:
         return NetworkError(self.source, self.lines[nearest], f"{site.field}.{path}", reason)
 
 
-def identity(site: str, network: str) -> str:
-    """The name in a site's certificate, by which peers and the controller know it."""
-    return f"{site}.{network}.cpe"
+def identity(site: str, network: str, generation: int = 1) -> str:
+    """The name in a site's certificate, by which peers and the controller know it. A box that takes another's place has
+    a name of its own, so that no peer takes the other for it."""
+    return f"{site}.{network}.cpe" if generation == 1 else f"g{generation}.{site}.{network}.cpe"

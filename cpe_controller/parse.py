@@ -23,7 +23,7 @@ _SITE = ("uplinks", "lans")
 _HUB = ("dials", "drain", "hub_nat", "management")
 _TOP = (
     *("controllers", "lifetime_days", "on_expiry", "probe", "policy", "ipsec", "classes", "management"),
-    *("branches", "services", "permits"),
+    *("rollout", "templates", "branches", "services", "permits"),
 )
 
 
@@ -32,13 +32,15 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     whole = read(text, source)
     top = whole.record(("network", "overlay", "hubs"), _TOP)
     name = values.named(top["network"], top["network"].text())
-    probe = values.probing(top.get("probe"), document.Probing())
+    probe = values.probings(top.get("probe"))
     management = values.management(top.get("management"), document.Management())
-    hubs = _hubs(top["hubs"], probe, management)
-    branches = _branches(top, probe, management, {hub.name for hub in hubs})
+    templates = top.mapping("templates")
+    hubs = _hubs(top["hubs"], templates, probe, management)
+    branches = _branches(top, templates, probe, management, {hub.name for hub in hubs})
     overlay = values.subnet(top["overlay"])
     check_overlaps(overlay, (*hubs, *branches), source, whole.lines)
-    classes = values.classes(top.mapping("classes"))
+    uplinks = {text for site in (*hubs, *branches) for uplink in site.uplinks for text in (uplink.name, uplink.kind)}
+    classes = values.classes(top.mapping("classes"), uplinks)
     known = services(top.mapping("services"), hubs)
     on_expiry = top.get("on_expiry")
     return Network(
@@ -52,6 +54,7 @@ def parse(text: str, source: str = "network.yaml") -> Network:
         classes=classes,
         ipsec=values.ipsec(top.get("ipsec")),
         policy=values.policy(top.get("policy")),
+        canaries=_canaries(top.get("rollout"), branches),
         lifetime_days=values.lifetime_days(top.get("lifetime_days")),
         on_expiry=cast(Literal["keep", "block"], on_expiry.choice("keep", "block")) if on_expiry else "keep",
         source=source,
@@ -59,8 +62,10 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     )
 
 
-def _hubs(field: Field, probe: document.Probing, management: document.Management) -> tuple[Hub, ...]:
-    found = field.mapping()
+def _hubs(
+    field: Field, templates: Mapping[str, Field], probe: Mapping[str, document.Probing], management: document.Management
+) -> tuple[Hub, ...]:
+    found = {name: _filled(hub, templates) for name, hub in field.mapping().items()}
     if not found:
         raise field.error("lists no hub; at least one is needed")
     for name, hub in found.items():
@@ -89,17 +94,48 @@ def _hubs(field: Field, probe: document.Probing, management: document.Management
 
 
 def _branches(
-    top: Record, probe: document.Probing, management: document.Management, hubs: set[str]
+    top: Record,
+    templates: Mapping[str, Field],
+    probe: Mapping[str, document.Probing],
+    management: document.Management,
+    hubs: set[str],
 ) -> tuple[Site, ...]:
     branches = []
     for name, field in top.mapping("branches").items():
         _site_name(field, name)
         if name in hubs:
             raise field.error("is the name of a hub too; give one of them another name")
-        record = field.record(_SITE, ("management",))
+        record = _filled(field, templates).record(_SITE, ("management",))
         own = values.management(record.get("management"), management)
-        branches.append(Site(name, field.path, _uplinks(record["uplinks"], probe), _lans(record["lans"]), own))
+        branches.append(Site(name, record.whole.path, _uplinks(record["uplinks"], probe), _lans(record["lans"]), own))
     return tuple(branches)
+
+
+def _canaries(field: Field | None, branches: tuple[Site, ...]) -> tuple[str, ...]:
+    """The branches that get a new document before all others."""
+    if field is None:
+        return ()
+    known = [branch.name for branch in branches]
+    found = field.record(("canaries",), ())["canaries"].one_or_more()
+    for item in found:
+        if item.text() not in known:
+            raise item.error(f"{item.text()!r} is no branch; use some of {', '.join(known[:12])}")
+    return tuple(item.text() for item in found)
+
+
+def _filled(field: Field, templates: Mapping[str, Field]) -> Field:
+    """The site with what its template says of it."""
+    named = field.mapping().get("template")
+    if named is None:
+        return field
+    template = templates.get(named.text())
+    if template is None:
+        known = ", ".join(templates) or "one that is under templates"
+        raise named.error(f"{named.text()!r} is no template; use {known}")
+    nested = template.mapping().get("template")
+    if nested is not None:
+        raise nested.error("a template is not made from another; write here what it says")
+    return field.without("template").over(template)
 
 
 def _site_name(field: Field, name: str) -> None:
@@ -158,21 +194,22 @@ def _dials(records: Mapping[str, Record]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(listed) for name, listed in dials.items()}
 
 
-def _uplinks(field: Field, probe: document.Probing) -> tuple[Uplink, ...]:
+def _uplinks(field: Field, probe: Mapping[str, document.Probing]) -> tuple[Uplink, ...]:
     uplinks = []
     for position, (name, uplink) in enumerate(field.mapping().items(), start=1):
         values.named(uplink, name)
         record = uplink.record(("kind",), ("priority", "interface", "mtu", "monthly_bytes", "budget_day", "probe"))
+        kind = cast(Literal["wired", "cellular"], record["kind"].choice("wired", "cellular"))
         uplinks.append(
             Uplink(
                 name=name,
-                kind=cast(Literal["wired", "cellular"], record["kind"].choice("wired", "cellular")),
+                kind=kind,
                 priority=record.integer("priority", position),
                 interface=record.text("interface"),
                 mtu=record["mtu"].integer() if "mtu" in record else None,
                 monthly_bytes=record["monthly_bytes"].integer() if "monthly_bytes" in record else None,
                 budget_day=record.integer("budget_day", 1),
-                probe=values.probing(record.get("probe"), probe),
+                probe=values.probing(record.get("probe"), probe[kind]),
             )
         )
     if not uplinks:

@@ -1,137 +1,184 @@
-"""What changes in the store when this network is applied?
+"""How does a change get in force?
 
-In: a `Network`, the store, a signer. Out: new signed documents in the store for the sites whose content changed, and an
-`Applied` that names them. A document is replaced whole, so that a site has either its old or its new one whatever
-happens in between; an apply that was cut short is completed by the next.
+In: a signed `Change`, and who it is for. Out: documents in the store, at once or wave by wave, and an `Applied` that
+names the sites. A document is replaced whole, so that a site has either its old or its new one whatever happens in
+between; an apply that was cut short is completed by the next.
+
+The order of writes is what makes that so. First, in one transaction: the network, its place in the history, and the
+rollout, which ends whatever rollout there was. Then the documents, to their place or to where they wait for their wave.
+Last, the rollout starts.
 """
 
 from __future__ import annotations
 
 import datetime as dt
-import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from cpe_agent.model import document
-from cpe_controller.addresses import allocate
-from cpe_controller.compile import Stamp, compile_network, stamped
+from cpe_agent.model.document_check import decode
+from cpe_controller.change import (
+    ADDRESSES,
+    DOCUMENTS,
+    NETWORK,
+    Change,
+    ChangeError,
+    Published,
+    in_force,
+    plan,
+    signed,
+)
 from cpe_controller.network import Network
-from cpe_controller.signing import Signer
-from cpe_controller.store import MAX_WRITES, Entry, Store, Write
+from cpe_controller.reports import Contact
+from cpe_controller.rollout import REPORT_S, Phase, Rollout, Wave, waves
+from cpe_controller.signing import Signer, verify
+from cpe_controller.store import MAX_WRITES, Store, Write
 
-NETWORK = "network"
-ADDRESSES = "addresses/"
-DOCUMENTS = "documents/"
+__all__ = ["DOCUMENTS", "NETWORK", "Applied", "ApplyConflict", "Published", "commit", "in_force", "publish"]
+
+WAITING = "waiting/"
+ROLLOUT = "rollout"
+HISTORY = "history/"
+HISTORY_MAX = 50
 
 
 class ApplyConflict(Exception):
     """Somebody else applied a network at the same time, and theirs is in force."""
 
 
-class Published(msgspec.Struct, frozen=True):
-    """A site's document as it is served. `raw` is empty once the site has left the network; its version goes on."""
-
-    epoch: int
-    version: int
-    issued_at: dt.datetime
-    key_id: str
-    signature: str
-    raw: bytes
-
-    def stored(self) -> bytes:
-        """Compressed: the document of a hub of 10,000 branches must fit into one value."""
-        return zlib.compress(msgspec.msgpack.encode(self))
-
-    @classmethod
-    def read(cls, value: bytes) -> Published:
-        return msgspec.msgpack.decode(zlib.decompress(value), type=cls)
-
-
 @dataclass(frozen=True)
 class Applied:
-    """Site -> version of what was published, the sites that keep what they have, and those that left."""
+    """Site -> version of what was published, the sites that keep what they have, and those that left; and the waves in
+    which the published ones get it (none: they have it)."""
 
     published: Mapping[str, int]
     unchanged: tuple[str, ...]
     withdrawn: tuple[str, ...]
+    waves: tuple[Wave, ...] = ()
+
+
+class Past(msgspec.Struct, frozen=True):
+    """A network that was applied: its text, when and by whom."""
+
+    text: bytes
+    at: dt.datetime
+    by: str
 
 
 def publish(
     store: Store, network: Network, text: str, *, signer: Signer, trust: document.Trust, epoch: int, now: dt.datetime
 ) -> Applied:
-    """`text` is the network.yaml that `network` came from. Raises NetworkError, ApplyConflict, StoreError."""
-    before = store.get(NETWORK)
-    stored_addresses = {entry.key.removeprefix(ADDRESSES): entry for entry in store.list(ADDRESSES).entries}
-    stored_documents = {entry.key.removeprefix(DOCUMENTS): entry for entry in store.list(DOCUMENTS).entries}
-    current = {site: Published.read(entry.value or b"") for site, entry in stored_documents.items()}
+    """Plan, sign and commit, to all sites at once. `text` is the network.yaml that `network` came from. Raises
+    NetworkError, ApplyConflict, StoreError."""
+    change = plan(store, network, text, key_id=signer.public.id, trust=trust, epoch=epoch, now=now)
+    return commit(store, signed(change, signer), (signer.public,))
 
-    addresses = allocate(network, {site: json.loads(entry.value or b"") for site, entry in stored_addresses.items()})
-    stamps = {site.name: _next(current.get(site.name), epoch, now) for site in network.sites}
-    compiled = compile_network(network, addresses, trust, stamps)
-    changed = {
-        site: wanted for site, wanted in compiled.items() if _differs(wanted, current.get(site), epoch, signer, now)
-    }
-    gone = [site for site, published in current.items() if site not in compiled and published.raw]
 
-    writes = [_write(ADDRESSES, site, stored_addresses, json.dumps(kept).encode()) for site, kept in addresses.items()]
-    writes += [_write(ADDRESSES, site, stored_addresses, None) for site in stored_addresses if site not in addresses]
-    for site, wanted in changed.items():
-        raw = document.encode(wanted)
-        signed = _published(stamps[site], signer.public.id, signer.sign(raw), raw)
-        writes.append(_write(DOCUMENTS, site, stored_documents, signed.stored()))
-    for site in gone:
-        left = _published(_next(current[site], epoch, now), "", "", b"")
-        writes.append(_write(DOCUMENTS, site, stored_documents, left.stored()))
-    _write_all(
-        store, Write(NETWORK, text.encode(), before.revision if before else 0), _needed(writes, stored_addresses)
+def commit(
+    store: Store,
+    change: Change,
+    keys: Sequence[document.SigningKey],
+    by: str = "",
+    contacts: Mapping[str, Contact] | None = None,
+) -> Applied:
+    """`contacts` are what sites said last: then it goes out in waves; None: to all sites at once.
+
+    Raises ChangeError if a signature is not by one of `keys`, ApplyConflict, StoreError.
+    """
+    _verify(change, keys)
+    rollout = None if contacts is None else _rollout(store, change, contacts)
+    later = {site for wave in rollout.waves for site in wave.sites} if rollout else set()
+    writes = [
+        Write(ADDRESSES + site, None if own is None else own.encode(), change.addresses_after.get(site, 0))
+        for site, own in change.addresses.items()
+    ]
+    for site, draft in change.drafts.items():
+        key_id, issued_at = change.key_id if draft.raw else "", change.made_at.replace(microsecond=0)
+        value = Published(change.epoch, draft.version, issued_at, key_id, draft.signature, draft.raw).stored()
+        writes.append(Write(WAITING + site, value) if site in later else Write(DOCUMENTS + site, value, draft.after))
+    stale = (
+        ()
+        if change.partial
+        else [entry.key for entry in store.list(WAITING).entries if entry.key.removeprefix(WAITING) not in later]
     )
+    writes += [Write(key, None) for key in stale]
+    first = [Write(NETWORK, change.text.encode(), change.network_after)]
+    if not change.partial:
+        first += _past(store, change, by)
+        first.append(Write(ROLLOUT, None if rollout is None else msgspec.json.encode(rollout)))
+    last = None if rollout is None else msgspec.structs.replace(rollout, phase=Phase.RUNNING)
+    _write_all(store, first, writes, [] if last is None else [Write(ROLLOUT, msgspec.json.encode(last))])
     return Applied(
-        published={site: wanted.version for site, wanted in changed.items()},
-        unchanged=tuple(site for site in compiled if site not in changed),
-        withdrawn=tuple(gone),
+        published={site: draft.version for site, draft in change.drafts.items() if draft.raw},
+        unchanged=change.unchanged,
+        withdrawn=tuple(site for site, draft in change.drafts.items() if not draft.raw),
+        waves=rollout.waves if rollout else (),
     )
 
 
-def _next(current: Published | None, epoch: int, now: dt.datetime) -> Stamp:
-    return Stamp(epoch, current.version + 1 if current else 1, now.replace(microsecond=0))
+def history(store: Store) -> dict[int, Past]:
+    """What was applied, by number, the oldest first."""
+    return {
+        int(entry.key.removeprefix(HISTORY)): msgspec.msgpack.decode(zlib.decompress(entry.value or b""), type=Past)
+        for entry in store.list(HISTORY).entries
+    }
 
 
-def _published(stamp: Stamp, key_id: str, signature: str, raw: bytes) -> Published:
-    return Published(stamp.epoch, stamp.version, stamp.issued_at, key_id, signature, raw)
+def _rollout(store: Store, change: Change, contacts: Mapping[str, Contact]) -> Rollout | None:
+    """None if there is nobody to be careful with: a site's first document needs no wave, nor does one that no box has
+    ever asked for."""
+    had = {site for site in change.drafts if site in contacts and in_force(store, site) is not None}
+    role = {site: decode(draft.raw).role for site, draft in change.drafts.items() if site in had and draft.raw}
+    hubs = [site for site in role if role[site] == "hub"]
+    now = change.made_at.timestamp()
+    found = waves(hubs, [site for site in role if site not in hubs], change.canaries, contacts, now)
+    # Those that leave go with the last: until then a network that is taken back has lost nobody.
+    gone = tuple(site for site, draft in change.drafts.items() if site in had and not draft.raw)
+    if not found:
+        return None
+    if gone:
+        found = (*found, Wave("rest", gone))
+    targets = {site: (change.epoch, change.drafts[site].version) for wave in found for site in wave.sites}
+    return Rollout(targets, found, change.confirm_s + REPORT_S, now, unawaited=gone)
 
 
-def _differs(
-    wanted: document.Document, current: Published | None, epoch: int, signer: Signer, now: dt.datetime
-) -> bool:
-    """Whether the site needs a new version: other content, another epoch or key, or half of its lifetime is over."""
-    if current is None or current.epoch != epoch or current.key_id != signer.public.id:
-        return True
-    if now - current.issued_at > (wanted.expires_at - wanted.issued_at) / 2:
-        return True
-    same = stamped(wanted, Stamp(current.epoch, current.version, current.issued_at))
-    return document.encode(same) != current.raw
+def _past(store: Store, change: Change, by: str) -> list[Write]:
+    entries = store.list(HISTORY).entries
+    number = int(entries[-1].key.removeprefix(HISTORY)) + 1 if entries else 1
+    past = zlib.compress(msgspec.msgpack.encode(Past(change.text.encode(), change.made_at, by)))
+    forgotten = entries[: max(0, len(entries) + 1 - HISTORY_MAX)]
+    return [Write(f"{HISTORY}{number:08}", past, 0), *(Write(entry.key, None) for entry in forgotten)]
 
 
-def _write(prefix: str, site: str, stored: Mapping[str, Entry], value: bytes | None) -> Write:
-    return Write(prefix + site, value, stored[site].revision if site in stored else 0)
+def _verify(change: Change, keys: Sequence[document.SigningKey]) -> None:
+    key = next((key for key in keys if key.id == change.key_id), None)
+    if key is None:
+        raise ChangeError(f"it is for key {change.key_id}, which is not (or no longer) the controller's; plan it anew")
+    for site, draft in change.drafts.items():
+        if draft.raw and not verify(key, draft.raw, draft.signature):
+            how = "is not signed: run `cpe-controller sign` on it" if not draft.signature else "has a wrong signature"
+            raise ChangeError(f"the document of {site} {how}")
 
 
-def _needed(writes: list[Write], stored_addresses: Mapping[str, Entry]) -> list[Write]:
-    """Without those that would write what is there already."""
-    there = {entry.key: entry.value for entry in stored_addresses.values()}
-    return [write for write in writes if write.value is None or there.get(write.key) != write.value]
-
-
-def _write_all(store: Store, network: Write, writes: list[Write]) -> None:
-    """In as many transactions as it takes. Each holds only while `network` is ours: of two applies, one ends here."""
-    revision = store.cas([network, *writes[: MAX_WRITES - 1]])
-    for start in range(MAX_WRITES - 1, len(writes), MAX_WRITES - 1):
-        if revision is None:
-            break
-        if store.cas(writes[start : start + MAX_WRITES - 1], {NETWORK: revision}) is None:
-            revision = None
+def _write_all(store: Store, first: list[Write], writes: list[Write], last: list[Write]) -> None:
+    """In as many transactions as it takes. Each holds only while the network is ours: of two applies, one ends here."""
+    room = MAX_WRITES - len(first) - len(last)
+    if len(writes) <= room:
+        # What fits into one transaction is never seen half done.
+        done = {write.key: write for write in (*first, *writes, *last)}
+        if store.cas(list(done.values())) is None:
+            raise ApplyConflict(_CONFLICT)
+        return
+    revision = store.cas([*first, *writes[:room]])
+    batches = [writes[start : start + MAX_WRITES - 1] for start in range(room, len(writes), MAX_WRITES - 1)]
+    for batch in [*batches, *([last] if last else [])]:
+        if revision is None or store.cas(batch, {NETWORK: revision}) is None:
+            raise ApplyConflict(_CONFLICT)
     if revision is None:
-        raise ApplyConflict("another apply ran at the same time; look at what is in force and apply again")
+        raise ApplyConflict(_CONFLICT)
+
+
+_CONFLICT = "another apply ran at the same time; look at what is in force and apply again"

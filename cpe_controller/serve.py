@@ -1,143 +1,179 @@
-"""How does the API reach the network?
+"""What runs while the controller serves?
 
-uvicorn with mutual TLS 1.3: a client without a certificate of our root gets no further than the handshake. SIGTERM and
-SIGINT end held streams at once and leave open requests a second.
+The API for sites, the enrolment of new ones, the operators' socket, metrics, the watch on the store, and a beat that
+writes down what sites said and moves the rollout: all in one process. SIGTERM and SIGINT end held streams at once and
+leave open requests a second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import datetime as dt
+import logging
+import resource
 import signal
-import socket
-import ssl
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Coroutine, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-import uvicorn
-from starlette.types import ASGIApp
-from uvicorn.protocols.http.h11_impl import H11Protocol
+import uvloop
+from cryptography import x509
 
-from cpe_controller.api import make_app
+from cpe_controller import api, authorities, enrolment, metrics, rolling
+from cpe_controller.authorities import ServerFiles
+from cpe_controller.control import Control
 from cpe_controller.feed import Feed
-from cpe_controller.setup import ServerFiles, SetupError, opened, server_files
+from cpe_controller.files import read
+from cpe_controller.fleet import fleet
+from cpe_controller.listening import Listener, bind, tls_context
+from cpe_controller.reports import Reports
+from cpe_controller.rollout import confirmed
+from cpe_controller.setup import opened, vouching
+from cpe_controller.store import Store, StoreError
 
-SHUTDOWN_S = 1
-# Heartbeats are unacknowledged data when a client has gone: the kernel then drops the connection after this time.
-DEAD_CLIENT_MS = 30_000
-BACKLOG = 2048
+# New sites are few. More than that many at once are somebody who tries the door.
+ENROLLING_MAX = 100
+BEAT_S = 1.0
 
-
-def serve(
-    state_dir: Path, listen: str | None, port: int | None, heartbeat_s: float, ready: Callable[[str], None]
-) -> None:
-    """Until SIGTERM or SIGINT. `listen` None is every address, `port` None the one of `init`, 0 any free one.
-
-    `ready` is called with the URL once connections are accepted. Raises SetupError, StoreError.
-    """
-    with opened(state_dir) as (store, setup):
-        tls = _tls(server_files(state_dir, setup))
-        listener = _listener(listen, setup.port if port is None else port)
-        with listener:
-            feed = Feed(store)
-            app = make_app(store, feed, setup.network, heartbeat_s)
-            asyncio.run(_serve(feed, _config(app), tls, listener, ready))
+_log = logging.getLogger("cpe_controller")
 
 
-class MutualTls(H11Protocol):
-    """Hands the app who the client is (`certified_names`) and its `transport`; uvicorn hands on neither."""
+@dataclass(frozen=True)
+class Serving:
+    """How to serve. `listen` None is every address, a port None the one of `init`, 0 any free one. `socket` is where
+    commands come in, from `group` (None: the controller's own); `metrics` where Prometheus asks (None: nowhere)."""
 
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
-        names = (transport.get_extra_info("peercert") or {}).get("subjectAltName", ())
-        self.app_state = {**self.app_state, "certified_names": names, "transport": transport}
-        connection = transport.get_extra_info("socket")
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, DEAD_CLIENT_MS)
+    listen: str | None
+    port: int | None
+    enrol_port: int | None
+    heartbeat_s: float
+    socket: Path
+    group: str | None
+    metrics: tuple[str, int] | None
 
 
-class _Server(uvicorn.Server):
-    def __init__(self, config: uvicorn.Config, feed: Feed, ready: Callable[[], None]) -> None:
-        super().__init__(config)
-        self._feed = feed
-        self._ready = ready
+def serve(state_dir: Path, told: Serving, ready: Callable[[str], None]) -> None:
+    """Until SIGTERM or SIGINT. `ready` is called with what is served where, once connections are accepted. Raises
+    SetupError, StoreError."""
+    with contextlib.ExitStack() as stack:
+        store, setup = stack.enter_context(opened(state_dir))
+        now = dt.datetime.now(dt.UTC)
+        files = authorities.server_files(state_dir, setup.network, setup.addresses, now)
+        feed, reports = Feed(store), Reports(store)
 
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self._ready()
+        def vouched() -> enrolment.Vouching:
+            return vouching(state_dir, setup)
 
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        self._feed.close()
-        await super().shutdown(sockets)
+        vouched()  # whatever is missing is missed now, not when the first site asks
+        serves = api.Serves(store, feed, reports, vouched, setup.network, told.heartbeat_s)
+        listeners = [
+            Listener(
+                api.make_app(serves),
+                stack.enter_context(bind(told.listen, setup.port if told.port is None else told.port)),
+                tls_context(files, clients=True),
+                lambda url: ready(f"listening on {url}"),
+                ending=feed.close,
+            ),
+            Listener(
+                api.Bounded(enrolment.make_app(store, vouched)),
+                stack.enter_context(bind(told.listen, _enrol_port(told, setup.enrolment_port))),
+                tls_context(files, clients=False),
+                lambda url: ready(f"enrolling on {url}"),
+                limit_concurrency=ENROLLING_MAX,
+            ),
+        ]
+        if told.metrics is not None:
+            facts = _Facts(store, feed, reports, files)
+            socket = stack.enter_context(bind(*told.metrics))
+            listeners.append(
+                Listener(metrics.make_app(facts), socket, None, lambda url: ready(f"metrics on {url}/metrics"))
+            )
+        control = Control(told.socket, state_dir, told.group)
+        _raise_open_files()
+        # Its TLS takes a quarter of the memory that asyncio's takes for a connection, and half the time.
+        uvloop.run(_serve(listeners, [feed.run, control.run, lambda: _beat(store, reports)]))
 
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        """As uvicorn's, but a signal that was obeyed is not raised again: ending when told to is no failure."""
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self.stop)
+
+def _raise_open_files() -> None:
+    """A stream per site: as many as we are allowed."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _enrol_port(told: Serving, usual: int) -> int:
+    return told.enrol_port if told.enrol_port is not None else 0 if told.port == 0 else usual
+
+
+async def _serve(listeners: Sequence[Listener], beside: Sequence[Callable[[], Coroutine[None, None, None]]]) -> None:
+    def stop(*_: object) -> None:
+        for listener in listeners:
+            listener.stop()
+
+    tasks = [asyncio.create_task(run()) for run in beside]
+    for task in tasks:
+        # A server that no longer hears of changes, or of commands, must not look alive.
+        task.add_done_callback(stop)
+    with _signals(stop):
         try:
-            yield
+            await asyncio.gather(*(listener.run_until_stopped() for listener in listeners))
         finally:
-            for number in (signal.SIGTERM, signal.SIGINT):
-                loop.remove_signal_handler(number)
+            for task in tasks:
+                task.cancel()
+            for ended in await asyncio.gather(*tasks, return_exceptions=True):
+                if isinstance(ended, Exception):
+                    raise ended
 
-    def stop(self) -> None:
-        self.should_exit = True
 
-
-async def _serve(
-    feed: Feed, config: uvicorn.Config, tls: ssl.SSLContext, listener: socket.socket, ready: Callable[[str], None]
-) -> None:
-    config.load()
-    config.ssl = tls
-    host, port = listener.getsockname()[:2]
-    url = f"https://{f'[{host}]' if ':' in host else host}:{port}"
-    server = _Server(config, feed, lambda: ready(url))
-    watching = asyncio.create_task(feed.run())
-    # A server that no longer hears of changes must not look alive.
-    watching.add_done_callback(lambda _: server.stop())
+async def _beat(store: Store, reports: Reports) -> None:
+    """What sites said is in the store within a beat, and the rollout acts on it. A store that is busy now is asked
+    again at the next."""
     try:
-        await server.serve(sockets=[listener])
+        while True:
+            await asyncio.sleep(BEAT_S)
+            try:
+                reports.flush(dt.datetime.now(dt.UTC))
+                rolling.advance(store, reports.everybodys(), time.time())
+            except StoreError as error:
+                _log.warning("the store cannot be written now: %s", error)
     finally:
-        watching.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await watching
+        with contextlib.suppress(StoreError):
+            reports.flush(dt.datetime.now(dt.UTC))
 
 
-def _config(app: ASGIApp) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,
-        http=MutualTls,
-        loop="asyncio",
-        ws="none",
-        lifespan="off",
-        log_config=None,  # leaves logging alone
-        access_log=False,
-        proxy_headers=False,  # there is no proxy, so what a client says about its address is not believed
-        server_header=False,
-        timeout_graceful_shutdown=SHUTDOWN_S,
-    )
+class _Facts:
+    """What the metrics are made from, read when they are asked for."""
+
+    def __init__(self, store: Store, feed: Feed, reports: Reports, files: ServerFiles) -> None:
+        self._store = store
+        self._feed = feed
+        self._reports = reports
+        self._certificates = {
+            name: x509.load_pem_x509_certificate(read(path)).not_valid_after_utc.timestamp()
+            for name, path in (("server", files.certificate), ("sites", files.sites), ("root", files.root))
+        }
+
+    def __call__(self) -> metrics.Facts:
+        contacts = self._reports.everybodys()
+        statuses = fleet(self._feed.orders(), self._feed.standings(), contacts, time.time())
+        rollout, _ = rolling.load(self._store)
+        progress: tuple[tuple[str, int], ...] = ()
+        if rollout is not None and not rollout.phase.over:
+            out, took = len(list(rollout.released())), confirmed(rollout, contacts)
+            progress = (("confirmed", took), ("trying", out - took), ("waiting", len(rollout.targets) - out))
+        phase = rollout.phase.value if rollout is not None and not rollout.phase.over else ""
+        return metrics.Facts(statuses, self._certificates, self._feed.streams(), phase, progress)
 
 
-def _tls(files: ServerFiles) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.minimum_version = ssl.TLSVersion.TLSv1_3
-    context.verify_mode = ssl.CERT_REQUIRED
-    # A resumed session would not show its certificate again.
-    context.num_tickets = 0
+@contextlib.contextmanager
+def _signals(stop: Callable[[], None]) -> Iterator[None]:
+    """Ending when told to is no failure: a signal that was obeyed is not raised again."""
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
     try:
-        context.load_cert_chain(files.certificate, files.key)
-        context.load_verify_locations(cafile=files.root)
-    except (OSError, ssl.SSLError) as error:
-        raise SetupError(f"{files.certificate} cannot be used: {error}") from error
-    return context
-
-
-def _listener(listen: str | None, port: int) -> socket.socket:
-    try:
-        if listen is None and socket.has_dualstack_ipv6():
-            return socket.create_server(("", port), family=socket.AF_INET6, backlog=BACKLOG, dualstack_ipv6=True)
-        family = socket.AF_INET6 if listen and ":" in listen else socket.AF_INET
-        return socket.create_server((listen or "", port), family=family, backlog=BACKLOG)
-    except (OSError, OverflowError) as error:
-        raise SetupError(f"cannot listen on {listen or 'every address'}, port {port}: {error}") from error
+        yield
+    finally:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.remove_signal_handler(number)

@@ -50,6 +50,14 @@ class Signer:
         return base64.b64encode(self._key.sign(SIGNATURE_CONTEXT + raw)).decode()
 
 
+def public_key(pem: bytes) -> SigningKey:
+    """Raises ValueError if it is no Ed25519 public key in PEM form."""
+    key = serialization.load_pem_public_key(pem)
+    if not isinstance(key, Ed25519PublicKey):
+        raise ValueError("is no Ed25519 key")
+    return _public(key)
+
+
 def verify(key: SigningKey, raw: bytes, signature: str) -> bool:
     """Whether `signature` (the header's value) is `key`'s over `raw`."""
     try:

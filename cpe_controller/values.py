@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import ipaddress
 import urllib.parse
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Literal, cast
 
 from cpe_agent.model import document
@@ -17,6 +17,12 @@ from cpe_controller.network import Subnet
 # Longer than a controller may be lost; shorter than a certificate lives (200 days).
 DEFAULT_LIFETIME_DAYS = 90
 MAX_LIFETIME_DAYS = 180
+# A standby path on a metered uplink says something every two minutes: with two hubs, and the keepalives that carrier
+# NATs need in between, some 20 MB a month (tests/loops/standby.py). Every minute would be 30 MB.
+PROBING = {
+    "wired": document.Probing(),
+    "cellular": document.Probing(standby_interval_ms=120_000),
+}
 
 
 def named(field: Field, name: str) -> str:
@@ -77,6 +83,11 @@ def lifetime_days(field: Field | None) -> int:
     return days
 
 
+def probings(field: Field | None) -> dict[str, document.Probing]:
+    """By kind of uplink: what the whole network's `probe` says, and each kind's own default where it says nothing."""
+    return {kind: probing(field, default) for kind, default in PROBING.items()}
+
+
 def probing(field: Field | None, default: document.Probing) -> document.Probing:
     if field is None:
         return default
@@ -132,17 +143,19 @@ def management(field: Field | None, default: document.Management) -> document.Ma
     )
 
 
-def classes(fields: Mapping[str, Field]) -> dict[str, document.Class]:
+def classes(fields: Mapping[str, Field], uplinks: Collection[str]) -> dict[str, document.Class]:
+    """`uplinks`: the names and kinds of all there are."""
     found: dict[str, document.Class] = {}
     for name, field in fields.items():
         named(field, name)
-        record = field.record((), ("latency_ms", "jitter_ms", "loss_percent", "metered"))
+        record = field.record((), ("latency_ms", "jitter_ms", "loss_percent", "metered", "uplinks"))
         metered = record["metered"].choice("always", "budget", "never") if "metered" in record else "always"
         found[name] = document.Class(
             latency_ms=_positive(record.get("latency_ms")),
             jitter_ms=_positive(record.get("jitter_ms")),
             loss_percent=_percent(record.get("loss_percent")),
             metered=cast(Literal["always", "budget", "never"], metered),
+            uplinks=tuple(_one_of(item, uplinks) for item in record.items("uplinks")),
         )
     return found
 
@@ -161,6 +174,13 @@ def overlap(one: Subnet, other: Subnet) -> bool:
 
 def within(inner: Subnet, outer: Subnet) -> bool:
     return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
+def _one_of(field: Field, known: Collection[str]) -> str:
+    text = field.text()
+    if text not in known:
+        raise field.error(f"{text!r} is no uplink of any site, and no kind; use {', '.join(sorted(known))}")
+    return text
 
 
 def _positive(field: Field | None) -> int | None:

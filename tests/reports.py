@@ -29,7 +29,20 @@ BRANCH = Status(
     controller_last_contact=NOW - 4,
     uplinks=(
         UplinkReport("wired", "wired", "eth0", True, "192.0.2.10", "192.0.2.1"),
-        UplinkReport("lte", "cellular", "wwan0", False, None, None),
+        UplinkReport(
+            "lte",
+            "cellular",
+            "wwan0",
+            False,
+            None,
+            None,
+            7_000_000_000,
+            4_500_000_000,
+            500_000_000,
+            "near",
+            "2026-11-05",
+            12_000_000,
+        ),
     ),
     paths=(
         PathReport(

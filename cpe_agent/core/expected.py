@@ -2,14 +2,15 @@
 
 In: a document, the links, who we are, whether an operator has drained this hub, and what lives. Out: the wanted data
 plane. Pure. A document leaves some things open, and the daemon measures or watches for them: whether a hub is willing
-to serve, whom it carries, how large a packet its paths take. Whoever compares without the daemon's memory takes these
-from what lives, as far as the document allows them.
+to serve, whom it carries, how large a packet its paths take, by which uplink the router's own packets leave. Whoever
+compares without the daemon's memory takes these from what lives, as far as the document allows them.
 """
 
 from __future__ import annotations
 
 import msgspec
 
+from cpe_agent.core import own_way
 from cpe_agent.core.compile import Site, compile_dataplane
 from cpe_agent.core.pathmtu import LADDER, with_mtus
 from cpe_agent.core.readiness import checks
@@ -43,7 +44,7 @@ def expected(
         announced = return_routes(document, charon, links, site.backend)
     else:
         announced = _announced(document, living)
-    routes = msgspec.structs.replace(routes, routes=routes.routes | announced)
+    routes = msgspec.structs.replace(routes, routes=routes.routes | announced | own_way.kept(routes, living))
     return msgspec.structs.replace(dataplane, routes=routes), conditions
 
 

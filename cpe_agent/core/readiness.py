@@ -32,7 +32,7 @@ from enum import Enum
 
 import msgspec
 
-from cpe_agent.core.wanted_routes import lan_interface
+from cpe_agent.core.lans import lan_interface
 from cpe_agent.model.condition import Condition, Severity
 from cpe_agent.model.document import Document, Lan
 from cpe_agent.model.observed import Link, Links

@@ -5,7 +5,8 @@ Pure. Theory of operation:
 - A flow is admitted by who started it: packets in its original direction against the pairs that their side may start,
   replies against the same element the other way round, ICMP errors by the flow they speak of. Every packet is looked
   up, also of established flows, so a pair that goes takes its flows with it.
-- The router itself is reached through a tunnel only for probes and by pairs that name its site address; from a LAN for
+- The router itself is reached through a tunnel only for probes, by pairs that name its site address, and by the answers
+  of servers that it asks for itself (pairs with a probe: from one address to one server, nothing else); from a LAN for
   neighbour discovery, echo and what `management` lists; from an uplink for IKE on a hub, and for what a working host
   needs. What claims a protected address and did not come through a tunnel is dropped before "established" is asked:
   a forged echo reply in cleartext must never keep a dead path up.
@@ -13,6 +14,7 @@ Pure. Theory of operation:
   accepts until its policy is committed, the rule does not.
 - What is dropped is counted by reason, and a sample of it is logged: each reason has one limit of its own, so that a
   flood of one hides no other. A reason that only some packets of a chain are dropped for has a chain `drop_REASON`.
+- What IKE and its keepalives cost is counted by uplink (core.overhead), and goes on to be judged.
 - IKE_SA_INIT is told apart from ESP, DPD and all else on UDP 4500 by its non-ESP marker and its zero responder SPI, so
   limits never touch what is established. They are asked before conntrack is: a flood from one port that charon has
   answered would be "established". Whom the hub has sent ESP to within the hour, by address and port, passes apart from
@@ -23,7 +25,7 @@ Rules are written exactly as `nft -s list` prints them, so that what is read bac
 
 from __future__ import annotations
 
-from cpe_agent.model.dataplane import Backend, NftChain
+from cpe_agent.model.dataplane import IKE_BYTES_IN, IKE_BYTES_OUT, Backend, NftChain
 
 IP = {4: "ip", 6: "ip6"}
 ICMP = {4: "icmp", 6: "ipv6-icmp"}
@@ -34,6 +36,12 @@ ACCEPT_POLICY = "type filter hook {hook} priority filter; policy accept;"
 METRICS_PORT = 9273
 # UDP header 8 bytes, then the non-ESP marker (4 zero bytes), initiator SPI (8), responder SPI (8, zero in IKE_SA_INIT).
 IKE_INIT = "udp dport 4500 @th,64,32 0x0 @th,160,64 0x0"
+# What the router spends on keeping its paths: IKE of any kind, and keepalives, which are one byte. Nothing is judged
+# here: the elements of the set count.
+IKE_COUNTED = {
+    IKE_BYTES_IN: ("udp dport 4500 @th,64,32 0x0 iifname", "udp dport 4500 udp length 9 iifname"),
+    IKE_BYTES_OUT: ("udp sport 4500 @th,64,32 0x0 oifname", "udp sport 4500 udp length 9 oifname"),
+}
 ESP_OUT = "udp sport 4500 @th,64,32 != 0x0"
 # What passes is still charon's to judge: it asks for a cookie, which costs it some 45 us (measured, on one 2.5 GHz core
 # with ESP in user space), so 1500/s is 7 % of a core, and a fleet of 2,000 branches is through in a few seconds. Bursts
@@ -125,6 +133,7 @@ def _input(came: str, hub: bool) -> tuple[str, ...]:
     ]
     return (
         'iifname "lo" accept',
+        *_ike_counted(IKE_BYTES_IN),
         f"{came} jump from_tunnel",
         *cleartext,
         *((f"iifname @uplinks {IKE_INIT} jump ike_init",) if hub else ()),
@@ -140,6 +149,10 @@ def _input(came: str, hub: bool) -> tuple[str, ...]:
     )
 
 
+def _ike_counted(name: str) -> tuple[str, ...]:
+    return tuple(f"{what} @{name}" for what in IKE_COUNTED[name])
+
+
 def _from_tunnel() -> list[str]:
     rules: list[str] = []
     for v in (4, 6):
@@ -147,6 +160,9 @@ def _from_tunnel() -> list[str]:
             f"{IP[v]} daddr @answering{v} {ECHO[v]} accept",
             # Replies alone: a running probe is "established" too, and must fall silent when its address does.
             f"{IP[v]} saddr @probed{v} {ECHO_REPLY[v]} ct state established accept",
+            # What the servers say that this router asks for itself.
+            f"{IP[v]} daddr . {IP[v]} saddr @asked_echo{v} {ECHO_REPLY[v]} ct state established accept",
+            f"ct direction reply {IP[v]} daddr . {IP[v]} saddr . tcp sport @asked_tcp{v} accept",
             f"{IP[v]} daddr @site{v} {_original(v)} @remote_pairs{v} accept",
             f"{IP[v]} daddr @site{v} {_reply(v)} @local_pairs{v} accept",
             f"meta l4proto {ICMP[v]} ct state related accept",
@@ -203,7 +219,7 @@ def _acquaint() -> list[str]:
 
 
 def _output(goes: str, hub: bool) -> tuple[str, ...]:
-    rules = ['oifname "lo" accept', *(_acquaint() if hub else ())]
+    rules = ['oifname "lo" accept', *_ike_counted(IKE_BYTES_OUT), *(_acquaint() if hub else ())]
     for v in (4, 6):
         to_protected = f"{IP[v]} daddr @protected{v}"
         rules += [
@@ -211,6 +227,8 @@ def _output(goes: str, hub: bool) -> tuple[str, ...]:
             f"{to_protected} {goes} ct direction reply accept",
             f"{to_protected} {goes} meta l4proto {ICMP[v]} ct state related accept",
             f"{IP[v]} daddr @probed{v} {goes} {ECHO[v]} accept",
+            f"{IP[v]} saddr . {IP[v]} daddr @asked_echo{v} {goes} {ECHO[v]} accept",
+            f"{goes} {IP[v]} saddr . {IP[v]} daddr . tcp dport @asked_tcp{v} accept",
             f"{IP[v]} saddr @site{v} {goes} {_original(v)} @local_pairs{v} accept",
             f"{to_protected} jump drop_cleartext",
             # An inner address has no business on an uplink, wherever it goes: also not what was begun while its way

@@ -10,6 +10,9 @@ Pure. Theory of operation, by rule priority:
 3. what entered from a LAN or came out of a tunnel and found nothing so far: INBOUND again, unreachable. There is no
    local breakout.
 4. what the router sends from an uplink's address leaves by that uplink.
+5. all else that the router itself sends (the controller, DNS, NTP) is looked up in main but for its default routes,
+   then in OWN, which leads out by the best uplink that is known to work (core.own_way). Nothing that enters by an
+   interface gets as far as that: the rules name `lo`, by which only the router's own packets enter.
 """
 
 from __future__ import annotations
@@ -18,12 +21,14 @@ import ipaddress
 from collections.abc import Iterable
 
 from cpe_agent.core.addresses import host, network
-from cpe_agent.core.uplinks import ResolvedUplink
+from cpe_agent.core.lans import lan_interface
+from cpe_agent.core.uplinks import ResolvedUplink, interfaces
 from cpe_agent.model import dataplane as dp
 from cpe_agent.model.dataplane import Backend, Route, Routes, Rule
-from cpe_agent.model.document import Document, Lan
+from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Links
 
+LOOPBACK = "lo"
 ANYWHERE = {4: "0.0.0.0/0", 6: "::/0"}
 
 
@@ -37,17 +42,19 @@ def routes(document: Document, uplinks: Iterable[ResolvedUplink], links: Links, 
     for family in families:
         wanted_routes.add(Route(dp.INBOUND, ANYWHERE[family]))
         wanted_rules.add(Rule(family, dp.PRIORITY_OVERLAY, dp.OVERLAY))
-        for name, asked in document.uplinks.items():
-            interface = asked.interface or name
+        for interface in interfaces(document, links).values():
             wanted_rules.add(Rule(family, dp.PRIORITY_UPLINK_IN, dp.INBOUND, iif=interface))
         closed = [*lan_interfaces, backend.device] if backend is Backend.USERLAND else lan_interfaces
+        wanted_rules.add(Rule(family, dp.PRIORITY_OWN_NEAR, dp.MAIN, iif=LOOPBACK, near=True))
+        wanted_rules.add(Rule(family, dp.PRIORITY_OWN_FAR, dp.OWN, iif=LOOPBACK))
         for interface in closed:
             wanted_rules.add(Rule(family, dp.PRIORITY_LAN_IN, dp.INBOUND, iif=interface))
     wanted_routes |= _lan_routes(document, links, backend)
     own = {lan.subnet for lan in document.lans}
     for subnet in remote_subnets(document) - own:
         wanted_routes.add(Route(dp.OVERLAY, subnet))
-        if backend.device in links.by_name:
+        # The dummy device is ours to make; the other one charon makes.
+        if backend is Backend.KERNEL or backend.device in links.by_name:
             wanted_routes.add(Route(dp.OVERLAY, subnet, backend.device, metric=dp.METRIC_TUNNEL))
     for index, name in enumerate(sorted(document.uplinks)):
         uplink = next((u for u in uplinks if u.name == name), None)
@@ -78,15 +85,6 @@ def _anchors(document: Document, backend: Backend) -> frozenset[str]:
         return frozenset()
     networks = [network(lan.subnet) for lan in document.lans if lan.via]
     return frozenset(host(str(n.network_address)) for n in networks if n.num_addresses > 2)
-
-
-def lan_interface(document: Document, lan: Lan) -> str | None:
-    """The interface that a LAN is reached by: its own, or that of the LAN which its router (`via`) is in."""
-    if lan.interface or not lan.via:
-        return lan.interface
-    router = ipaddress.ip_address(lan.via)
-    within = (other for other in document.lans if router in network(other.subnet))
-    return next((other.interface for other in within), None)
 
 
 def remote_subnets(document: Document) -> set[str]:

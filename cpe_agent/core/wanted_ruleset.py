@@ -7,14 +7,15 @@ a packet's verdict costs the same with one pair or ten thousand, and editing a p
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.addresses import host, network
+from cpe_agent.core.lans import lan_interface
 from cpe_agent.core.wanted_chains import chains
 from cpe_agent.core.wanted_nat import nat_chains
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
-from cpe_agent.core.wanted_routes import lan_interface, own_addresses, remote_subnets
-from cpe_agent.model.dataplane import Backend, NftSet, Ruleset
+from cpe_agent.core.wanted_routes import own_addresses, remote_subnets
+from cpe_agent.model.dataplane import IKE_BYTES_IN, IKE_BYTES_OUT, Backend, NftSet, Ruleset, Service
 from cpe_agent.model.document import Document
 
 ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
@@ -22,21 +23,31 @@ ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
 INIT_SOURCES = 65535
 
 
-def ruleset(document: Document | None, backend: Backend, pairs: PairSets | None = None, ready: bool = True) -> Ruleset:
+def ruleset(
+    document: Document | None,
+    backend: Backend,
+    pairs: PairSets | None = None,
+    ready: bool = True,
+    bound: Mapping[str, str] | None = None,
+) -> Ruleset:
     """The wanted table. Without a document: nothing is forwarded, and only what the host itself began comes in.
 
     `pairs`: what the document's pairs come to, if that is known already. `ready`: this hub is willing to serve, so its
     ready addresses answer. They are on the router all the same: charon in user space refuses a whole CHILD_SA with
-    an address in its selectors that the router does not have, and probes must go on while a hub is drained.
+    an address in its selectors that the router does not have, and probes must go on while a hub is drained. `bound`:
+    each uplink's interface, where the document leaves that to what is found.
     """
+    bound = bound or {}
     lans: frozenset[str] = frozenset()
     uplinks: frozenset[str] = frozenset()
     if document is not None:
         lans = frozenset(interface for lan in document.lans if (interface := lan_interface(document, lan)))
-        uplinks = frozenset(uplink.interface or name for name, uplink in document.uplinks.items())
+        uplinks = frozenset(bound.get(name, uplink.interface or name) for name, uplink in document.uplinks.items())
     hub = document is not None and document.role == "hub"
     sets = [NftSet("lans", "ifname", elements=lans), NftSet("uplinks", "ifname", elements=uplinks)]
+    sets += [NftSet(name, "ifname", counter=True, elements=uplinks) for name in (IKE_BYTES_IN, IKE_BYTES_OUT)]
     sets += _pair_sets(pairs or pair_sets(document.pairs if document else ()))
+    sets += _asked_sets(())
     for version in (4, 6):
         sets += _address_sets(document, version, ready)
         sets.append(_lan_sources(document, version))
@@ -52,6 +63,12 @@ def ruleset(document: Document | None, backend: Backend, pairs: PairSets | None 
 def with_pairs(table: Ruleset, pairs: PairSets) -> Ruleset:
     """The same table with other pairs in it."""
     changed = {found.name: found for found in _pair_sets(pairs)}
+    return Ruleset(tuple(changed.get(nft_set.name, nft_set) for nft_set in table.sets), table.chains)
+
+
+def with_asked(table: Ruleset, asked: Iterable[Service]) -> Ruleset:
+    """The same table, which lets the router itself ask these servers, from these addresses."""
+    changed = {found.name: found for found in _asked_sets(asked)}
     return Ruleset(tuple(changed.get(nft_set.name, nft_set) for nft_set in table.sets), table.chains)
 
 
@@ -75,6 +92,20 @@ def _pair_sets(pairs: PairSets) -> list[NftSet]:
         sets.append(NftSet(f"{side}_pairs{version}", pair_type, "interval", True, frozenset(found.flows.tags)))
         nets = frozenset(found.nets.tags)
         sets.append(NftSet(f"{side}_nets{version}", f"{address} . {address}", "interval", False, nets))
+    return sets
+
+
+def _asked_sets(asked: Iterable[Service]) -> list[NftSet]:
+    """Who asks whom: by echo, and on which TCP port."""
+    asked = tuple(asked)
+    sets = []
+    for version in (4, 6):
+        these = [service for service in asked if ipaddress.ip_address(service.server).version == version]
+        both = f"{ADDRESS[version]} . {ADDRESS[version]}"
+        echo = frozenset(f"{service.source} . {service.server}" for service in these if not service.port)
+        tcp = frozenset(f"{service.source} . {service.server} . {service.port}" for service in these if service.port)
+        sets.append(NftSet(f"asked_echo{version}", both, elements=echo))
+        sets.append(NftSet(f"asked_tcp{version}", f"{both} . inet_service", elements=tcp))
     return sets
 
 

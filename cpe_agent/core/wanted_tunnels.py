@@ -9,12 +9,25 @@ packet.
 from __future__ import annotations
 
 import ipaddress
+import math
 from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.addresses import host
 from cpe_agent.core.selectors import outermost
 from cpe_agent.core.uplinks import ResolvedUplink
-from cpe_agent.model.dataplane import PROBE_CHILD, TRAFFIC_CHILD, Backend, Bundle, Child, Connection, Ike, Path, Probe
+from cpe_agent.model.dataplane import (
+    PROBE_CHILD,
+    TRAFFIC_CHILD,
+    TRIAL_CHILD,
+    Backend,
+    Bundle,
+    Child,
+    Connection,
+    Ike,
+    Path,
+    Probe,
+    Service,
+)
 from cpe_agent.model.document import Class, Document, DocumentError, Endpoint, Pair, Peer
 
 # suite -> (IKE proposal, ESP proposal). ESP keys are refreshed with a key exchange of their own (forward secrecy).
@@ -23,6 +36,8 @@ SUITES = {
     "aes128gcm-ecp256": ("aes128gcm16-prfsha256-ecp256", "aes128gcm16-ecp256"),
 }
 METERED = "cellular"
+# A lost probe is not yet a reason to ask.
+DPD_INTERVALS = 1.5
 # Protocol ("" for any), the ports here, the ports there.
 Claim = tuple[str, tuple[int, int], tuple[int, int]]
 # Bundle name -> (local, remote) traffic selectors.
@@ -32,9 +47,15 @@ PROTOCOL_NAMES = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmp
 
 
 def connections(
-    document: Document, uplinks: Iterable[ResolvedUplink], identity: str, backend: Backend, claims: Claims | None = None
+    document: Document,
+    uplinks: Iterable[ResolvedUplink],
+    identity: str,
+    backend: Backend,
+    claims: Claims | None = None,
+    services: Iterable[Service] = (),
 ) -> tuple[Connection, ...]:
     """One per dialled path and one per peer that dials us, sorted by stem. `claims`: `selectors`, if known already."""
+    trials = _trials(document, services)
     found: list[Connection] = []
     claims = selectors(document) if claims is None else claims
     here = outermost(_own_subnets(document))
@@ -47,12 +68,13 @@ def connections(
                 source = _source(uplink, endpoint.address)
                 # Without one, charon would take any address, and the path another uplink.
                 if source is not None:
-                    found.append(_dialled(document, uplink, source, name, peer, endpoint, identity, claims))
+                    found.append(_dialled(document, uplink, source, name, peer, endpoint, identity, claims, trials))
     return tuple(sorted(found, key=lambda connection: connection.stem))
 
 
 def bundles(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Bundle, ...]:
-    """Bundles of pairs that need a peer we dial, with their paths: best peer first, then best uplink, then endpoint."""
+    """Bundles of pairs that need a peer we dial, with their paths: best peer first, then best uplink (as the class
+    prefers them, then by priority), then endpoint."""
     uplinks = tuple(uplinks)
     found = []
     for (peers, class_), pairs in grouped(document).items():
@@ -60,7 +82,7 @@ def bundles(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Bund
             Path(uplink.name, peer, endpoint.name)
             for peer in peers
             if document.peers[peer].dial
-            for uplink in uplinks
+            for uplink in _preferred(document, class_, uplinks)
             if _may_use(document, class_, uplink)
             for endpoint in document.peers[peer].endpoints
             if _source(uplink, endpoint.address) is not None
@@ -108,7 +130,18 @@ def grouped(document: Document) -> dict[tuple[tuple[str, ...], str], list[Pair]]
 
 def _may_use(document: Document, class_: str, uplink: ResolvedUplink) -> bool:
     asked = document.classes.get(class_)
-    return not (asked and asked.metered == "never" and uplink.kind == METERED)
+    metered = uplink.kind == METERED or document.uplinks[uplink.name].monthly_bytes is not None
+    return not (asked and asked.metered == "never" and metered)
+
+
+def _preferred(document: Document, class_: str, uplinks: Iterable[ResolvedUplink]) -> list[ResolvedUplink]:
+    """The uplinks that the class names, by name or kind, come first."""
+    order = document.classes.get(class_, Class()).uplinks
+
+    def place(uplink: ResolvedUplink) -> int:
+        return min((order.index(name) for name in (uplink.name, uplink.kind) if name in order), default=len(order))
+
+    return sorted(uplinks, key=place)
 
 
 def bundle_name(peers: tuple[str, ...], class_: str) -> str:
@@ -222,17 +255,20 @@ def _dialled(
     endpoint: Endpoint,
     identity: str,
     claims: Claims,
+    trials: Mapping[str, Child],
 ) -> Connection:
     probe = Child(
         PROBE_CHILD,
         (host(uplink.path_address),),
         tuple(sorted({host(endpoint.probe_address), host(endpoint.ready_address)})),
     )
-    traffic = [
-        Child(f"{TRAFFIC_CHILD}-{bundle_name(peers, class_)}", *claims[bundle_name(peers, class_)])
+    carried = [
+        bundle_name(peers, class_)
         for peers, class_ in grouped(document)
         if name in peers and _may_use(document, class_, uplink)
     ]
+    traffic = [Child(f"{TRAFFIC_CHILD}-{bundle}", *claims[bundle]) for bundle in carried]
+    traffic += [trials[bundle] for bundle in carried if bundle in trials]
     ike_proposal, esp_proposal = SUITES[document.ipsec.suite]
     ike = Ike(
         local_addrs=(source,),
@@ -242,11 +278,37 @@ def _dialled(
         remote_id=peer.identity,
         proposal=ike_proposal,
         esp_proposal=esp_proposal,
-        dpd_s=document.ipsec.dpd_s,
+        dpd_s=dpd_s(document, uplink.name),
         rekey_s=document.ipsec.rekey_s,
         reauth_s=document.ipsec.max_age_s,
     )
     return Connection(str(Path(uplink.name, name, endpoint.name)), ike, (probe, *sorted(traffic)))
+
+
+def dpd_s(document: Document, uplink: str) -> int:
+    """Answered probes keep DPD silent, so it must wait longer than they do: an exchange of it costs as much as one of
+    them, and on a metered uplink there would be several for each."""
+    standby_s = document.uplinks[uplink].probe.standby_interval_ms / 1000
+    return max(document.ipsec.dpd_s, math.ceil(DPD_INTERVALS * standby_s))
+
+
+def _trials(document: Document, services: Iterable[Service]) -> dict[str, Child]:
+    """By bundle, the child in which its servers are tried on a path that does not carry it: what the asking addresses
+    ask and no other packet. It is more specific than any bundle, so it takes just that. It names the servers' whole
+    subnet: in user space charon refuses a child at whose end the router has no address, as a hub has none of a
+    server's."""
+    subnets = {pair.id: pair.remote for pair in document.pairs if pair.probe is not None}
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for service in services:
+        sources, servers = found.setdefault(service.bundle, (set(), set()))
+        protocol = "tcp" if service.port else "ipv6-icmp" if ":" in service.server else "icmp"
+        port = f"/{service.port}" if service.port else ""
+        sources.add(f"{host(service.source)}[{protocol}]")
+        servers.add(f"{subnets[service.pair]}[{protocol}{port}]")
+    return {
+        bundle: Child(f"{TRIAL_CHILD}-{bundle}", tuple(sorted(sources)), tuple(sorted(servers)))
+        for bundle, (sources, servers) in found.items()
+    }
 
 
 def _source(uplink: ResolvedUplink, remote: str) -> str | None:

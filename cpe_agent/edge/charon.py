@@ -74,18 +74,24 @@ class CharonTunnels:
         self, vici_socket: Path, certificate_pem: bytes, key_pem: bytes, cas_pem: bytes, backend: Backend
     ) -> None:
         self._vici = ViciClient(vici_socket)
+        # Traffic waits for what is started, and that is not to wait for a listing.
+        self._starter = ViciClient(vici_socket)
         # What is remembered of a listing and what changes it must not overlap.
         self._turn = trio.Lock()
         self._backend = backend
+        self.use_credentials(certificate_pem, key_pem, cas_pem)
+        self._children: dict[str, tuple[LoadedChild, ...]] = {}
+        self._changed: set[str] = set()
+        self._reads_left = 0
+
+    def use_credentials(self, certificate_pem: bytes, key_pem: bytes, cas_pem: bytes) -> None:
+        """These from now on: the next `read` finds that they are not loaded. SAs that live are left alone."""
         self._key_pem = key_pem
         certificates = _certificates(certificate_pem, "our certificate")
         self._own = tuple(c.public_bytes(Encoding.DER) for c in certificates)
         self._authorities = tuple(c.public_bytes(Encoding.DER) for c in _certificates(cas_pem, "authorities"))
         # charon names a key by the SHA-1 of the public key's bits, as a subject key identifier does.
         self._key_id = x509.SubjectKeyIdentifier.from_public_key(certificates[0].public_key()).digest.hex()
-        self._children: dict[str, tuple[LoadedChild, ...]] = {}
-        self._changed: set[str] = set()
-        self._reads_left = 0
         self._certificates_seen = False
 
     async def read(self) -> Charon:
@@ -110,8 +116,11 @@ class CharonTunnels:
 
     async def apply(self, op: TunnelOp) -> None:
         """Do one operation. Raises EdgeError; what is there already, or gone already, is no error."""
+        if isinstance(op, Initiate):
+            await self._starter.request("initiate", {"ike": op.connection, "child": op.child, "timeout": -1})
+            return
         async with self._turn:
-            await self._apply(op)
+            await self._change(op)
 
     @asynccontextmanager
     async def subscription(self) -> AsyncIterator[AsyncIterator[CharonEvent]]:
@@ -130,10 +139,11 @@ class CharonTunnels:
                 yield event
 
     def close(self) -> None:
-        """Drop the connection; a later call connects again."""
+        """Drop the connections; a later call connects again."""
         self._vici.close()
+        self._starter.close()
 
-    async def _apply(self, op: TunnelOp) -> None:
+    async def _change(self, op: TunnelOp) -> None:
         match op:
             case LoadCredentials():
                 await self._load_credentials()
@@ -144,8 +154,6 @@ class CharonTunnels:
             case UnloadConnection(name):
                 self._changed.add(name)
                 await self._end("unload-conn", {"name": name})
-            case Initiate(connection=name, child=child):
-                await self._vici.request("initiate", {"ike": name, "child": child, "timeout": -1})
             case TerminateChild(unique_id):
                 # By force a child hangs in DELETING and keeps its traffic: never.
                 await self._end("terminate", {"child-id": unique_id, "force": False, "timeout": -1})
@@ -333,6 +341,7 @@ def _ike_sa(connection: str, sa: Reply) -> IkeSa:
         remote_id=text(sa, "remote-id"),
         remote_host=text(sa, "remote-host"),
         busy=any(task in _BUSY for task in tasks),
+        creating="CHILD_CREATE" in tasks and text(sa, "state") == "ESTABLISHED",
         children=tuple(_child_sa(section(children, key)) for key in children),
     )
 
@@ -346,6 +355,10 @@ def _child_sa(child: Reply) -> ChildSa:
         remote_ts=_selectors(child, "remote-ts"),
         bytes_in=_number(child, "bytes-in"),
         bytes_out=_number(child, "bytes-out"),
+        packets_in=_number(child, "packets-in"),
+        packets_out=_number(child, "packets-out"),
+        spi_in=_number(child, "spi-in", 16),
+        spi_out=_number(child, "spi-out", 16),
     )
 
 
@@ -353,10 +366,10 @@ def _selectors(message: Reply, key: str) -> tuple[str, ...]:
     return tuple(canonical_selector(selector) for selector in texts(message, key))
 
 
-def _number(message: Reply, key: str) -> int:
+def _number(message: Reply, key: str, base: int = 10) -> int:
     value = text(message, key, "0")
     try:
-        return int(value)
+        return int(value, base)
     except ValueError as error:
         raise EdgeError("charon", f"read {key}", f"{value!r} is no number") from error
 
@@ -383,5 +396,6 @@ def _events(event: str, message: Reply) -> list[CharonEvent]:
             for key in children:
                 child = section(children, key)
                 child_name = text(child, "name") or text(section(child, "new"), "name")
-                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name))
+                spi_in = _number(child, "spi-in", 16) if up else 0
+                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name, spi_in))
     return found

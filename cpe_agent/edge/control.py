@@ -65,7 +65,7 @@ async def serve_control(
     Raises `EdgeError` if another agent is alive there (it holds a lock beside the socket, so a dead one's leftover is
     told apart for certain and replaced), or if the place cannot be used. The socket goes when this ends.
     """
-    with _locked(path), _listening(path) as (listener, group):
+    with locked(path), _listening(path) as (listener, group):
         limiter = trio.CapacityLimiter(CONNECTIONS_MAX)
 
         async def serve(stream: trio.SocketStream) -> None:
@@ -116,7 +116,8 @@ def ask(path: Path, command: str, timeout_s: float = 5.0) -> bytes:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
+    """Hold what an agent holds whose socket is `path`. Raises `EdgeError` if somebody holds it."""
     # A lock and not a trial connection: the dead hold none, and of two agents that start at once only one gets it.
     lock = path.with_suffix(".lock")
     try:

@@ -93,6 +93,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
     yield from _site(status)
     yield from _paths(status)
     yield from _bundles(status)
+    yield from _services(status)
     yield _counter("dropped_packets", "Packets dropped, by reason.", "reason", status.dropped_packets)
     limits = {reason: count for reason, count in status.dropped_packets.items() if reason.startswith(IKE_INIT)}
     init = {reason.removeprefix(IKE_INIT): count for reason, count in limits.items()}
@@ -119,6 +120,15 @@ def _site(status: Status) -> Iterator[Metric]:
         expiry.add_metric([], status.document_expires)
     yield expiry
 
+    certificate = _gauge("certificate_expiry_timestamp_seconds", "When this site's certificate expires.")
+    if status.certificate_expires is not None:
+        certificate.add_metric([], status.certificate_expires)
+    yield certificate
+
+    clock = _gauge("clock_trusted", "Whether the system's clock says no less than has certainly passed.")
+    clock.add_metric([], status.clock_trusted)
+    yield clock
+
     contact = _gauge("controller_last_contact_timestamp_seconds", "When the controller last answered.")
     if status.controller_last_contact is not None:
         contact.add_metric([], status.controller_last_contact)
@@ -133,6 +143,19 @@ def _site(status: Status) -> Iterator[Metric]:
     for uplink in status.uplinks:
         uplink_up.add_metric([uplink.name], uplink.up)
     yield uplink_up
+    yield from _uplinks(status)
+
+
+def _uplinks(status: Status) -> Iterator[Metric]:
+    counted = {uplink.name: uplink.bytes_total for uplink in status.uplinks if uplink.bytes_total is not None}
+    yield _counter("uplink_bytes", "Bytes that the uplink's interface has carried, both ways.", "uplink", counted)
+    remaining = _gauge("uplink_budget_remaining_bytes", "What is left of the uplink's monthly bytes.", "uplink")
+    for uplink in status.uplinks:
+        if uplink.remaining_bytes is not None:
+            remaining.add_metric([uplink.name], uplink.remaining_bytes)
+    yield remaining
+    spent = {uplink.name: uplink.overhead_bytes for uplink in status.uplinks if uplink.overhead_bytes is not None}
+    yield _counter("overhead_bytes", "Bytes for probes, IKE and keepalives, both ways.", "uplink", spent)
 
 
 def _paths(status: Status) -> Iterator[Metric]:
@@ -173,8 +196,20 @@ def _paths(status: Status) -> Iterator[Metric]:
     yield sas
 
 
+def _services(status: Status) -> Iterator[Metric]:
+    """By bundle: pairs are too many for labels."""
+    up = _gauge("service_up", "Whether probed servers of the bundle answer: how large a part of them.", "bundle")
+    for bundle in sorted({service.bundle for service in status.services}):
+        states = [service.state for service in status.services if service.bundle == bundle]
+        known = [state for state in states if state != "unknown"]
+        if known:
+            up.add_metric([bundle], known.count("answering") / len(known))
+    yield up
+
+
 def _bundles(status: Status) -> Iterator[Metric]:
     active = _gauge("bundle_active_path_info", "The path that carries the bundle now.", "bundle", "path")
+    # The reasons are listed in docs/ARCHITECTURE.md (Steering).
     moves = CounterMetricFamily(PREFIX + "bundle_moves", "Moves of the bundle, by reason.", labels=("bundle", "reason"))
     for bundle in status.bundles:
         if bundle.active_path is not None and bundle.installed:

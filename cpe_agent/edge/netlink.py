@@ -20,7 +20,7 @@ from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 from cpe_agent.edge import linkwatch, ourroutes, routechange, strangers
 from cpe_agent.edge.routenews import RouteNews
 from cpe_agent.model.dataplane import Routes
-from cpe_agent.model.observed import Links
+from cpe_agent.model.observed import LinkCounters, Links
 from cpe_agent.model.ops import RouteOp
 from cpe_agent.model.words import describe
 from cpe_agent.ports import EdgeError
@@ -72,8 +72,12 @@ class Netlink:
         """Interfaces, their addresses, carriers and default gateways."""
         return await trio.to_thread.run_sync(_blocking, "links", linkwatch.read_links)
 
-    def changes(self) -> AsyncGenerator[None, None]:
-        """Yields once when it has subscribed, then after each burst of changes, ours included."""
+    async def counters(self) -> LinkCounters:
+        """Bytes that every interface has received and sent (64 bits, also where the machine has 32)."""
+        return await trio.to_thread.run_sync(_blocking, "counters", linkwatch.read_counters)
+
+    def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        """Yields once when it has subscribed, then after each burst of changes, ours included; the links just lost."""
         return linkwatch.changes()
 
     def _read(self, now_s: float) -> Routes:

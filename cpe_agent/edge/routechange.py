@@ -18,16 +18,18 @@ from typing import Any
 import trio
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
-from cpe_agent.edge import ourroutes, routebatch, routetable
+from cpe_agent.edge import ourroutes, routebatch, routetable, xfrm
 from cpe_agent.edge.linkwatch import LOOPBACK_INDEX
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL, Route, Rule
 from cpe_agent.model.ops import (
     AddAddress,
     AddDevice,
+    AddPolicy,
     AddRoute,
     AddRule,
     DeleteAddress,
     DeleteDevice,
+    DeletePolicy,
     DeleteRoute,
     DeleteRule,
     RouteOp,
@@ -110,6 +112,10 @@ class _Batch:
                 self._add_route(op.route)
             case DeleteRoute():
                 self._delete_route(op.route)
+            case AddPolicy():
+                xfrm.add_block_policy(op.policy)
+            case DeletePolicy():
+                xfrm.delete_block_policy(op.policy)
             case SetForwarding():
                 _set_forwarding(op.family, op.on)
 
@@ -266,6 +272,7 @@ def _would_take(asked: Rule, held: Rule) -> bool:
         (asked.priority, asked.table) == (held.priority, held.table)
         and asked.iif in ("", held.iif)
         and asked.source in ("", held.source)
+        and (held.near or not asked.near)
     )
 
 
@@ -283,6 +290,8 @@ def _rule_request(rule: Rule) -> dict[str, Any]:
     }
     if rule.iif:
         request["iifname"] = rule.iif
+    if rule.near:
+        request["FRA_SUPPRESS_PREFIXLEN"] = 0
     if rule.source:
         address, _, length = rule.source.partition("/")
         request["src"] = address

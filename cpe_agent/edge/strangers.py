@@ -13,14 +13,15 @@ from typing import Any
 from pyroute2.netlink.exceptions import NetlinkError
 
 from cpe_agent.edge import ourroutes, routetable
-from cpe_agent.model.dataplane import INBOUND, OVERLAY, PRIORITY_UPLINK_FROM, ROUTE_PROTOCOL, UPLINK_TABLES
+from cpe_agent.model.dataplane import INBOUND, OVERLAY, OWN, PRIORITY_UPLINK_FROM, ROUTE_PROTOCOL, UPLINK_TABLES
 
 # No router has more uplinks.
 _UPLINKS_MAX = 32
-TABLES = (OVERLAY, INBOUND, *range(UPLINK_TABLES, UPLINK_TABLES + _UPLINKS_MAX))
+TABLES = (OVERLAY, INBOUND, OWN, *range(UPLINK_TABLES, UPLINK_TABLES + _UPLINKS_MAX))
 _LOCAL_TABLE = 255
 _TO_TABLE = 1
-_NO_SUPPRESSION = 0xFFFFFFFF
+# None, or of default routes, which is compared with what is wanted.
+_SUPPRESSIONS = (0, 0xFFFFFFFF)
 # What a rule of ours says. Anything else that one says makes it match less, or more, than it seems to.
 _SAID = frozenset(
     {"FRA_PRIORITY", "FRA_TABLE", "FRA_IIFNAME", "FRA_SRC", "FRA_PROTOCOL", "FRA_SUPPRESS_PREFIXLEN", "FRA_UNSPEC"}
@@ -64,7 +65,7 @@ def _rules(kernel: Any, version: int) -> Iterator[str]:
 def _unlike_ours(message: Any) -> list[str]:
     said = dict(message["attrs"])
     more = sorted(name.removeprefix("FRA_").lower() for name in set(said) - _SAID)
-    if said.get("FRA_SUPPRESS_PREFIXLEN", _NO_SUPPRESSION) != _NO_SUPPRESSION:
+    if said.get("FRA_SUPPRESS_PREFIXLEN", 0) not in _SUPPRESSIONS:
         more.append("suppress_prefixlen")
     if message["flags"] & _INVERTED:
         more.append("not")

@@ -18,6 +18,11 @@ class Bell:
         self._names: set[str] = set()
         self._event = trio.Event()
 
+    @property
+    def rung(self) -> frozenset[str]:
+        """What the next answer has so far."""
+        return frozenset(self._names)
+
     def ring(self, *names: str) -> None:
         self._names.update(names)
         self._event.set()

@@ -1,12 +1,19 @@
 """How large a packet does each path carry? Runs core.pathmtu's search over every path that is up, a few at a time.
 
-A path is measured when its probe child is another than last time (it has just come up, or was rekeyed), and every
-`AGAIN_S`. One that does not answer holds up no other. What was measured stays until it is measured anew.
+| a path               | is measured                                                                                 |
+|----------------------|---------------------------------------------------------------------------------------------|
+| has just come up     | at once                                                                                     |
+| carries traffic      | when its probe child is another than last time, and every `AGAIN_S`                         |
+| stands by            | when it is between other addresses, and every `STANDBY_AGAIN_S`: on a metered uplink the    |
+|                      | searches would cost more than its probes                                                    |
+
+One that does not answer holds up no other. What was measured stays until it is measured anew.
 """
 
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import trio
 
@@ -23,6 +30,7 @@ log = get_logger()
 
 # Paths change under us without a sign (a carrier's tunnel, another modem); a search costs a few kilobytes.
 AGAIN_S = 900.0
+STANDBY_AGAIN_S = 86400.0
 # After a search in which nothing came back.
 RETRY_S = 30.0
 # After each try; an answer to an earlier one of the same size still counts, so that half a second and three tries make
@@ -32,6 +40,32 @@ PATIENCE_S = 0.5
 GATHER_S = 0.1
 # Of a hub with thousands: their echoes of 1,400 bytes are not to be a burst.
 AT_ONCE = 16
+
+
+class Found(NamedTuple):
+    """A path's probe child. `way`: the connection, and the address at the other end; `carries`: bundles travel here."""
+
+    child: int
+    way: tuple[str, str]
+    carries: bool
+
+
+class Known(NamedTuple):
+    """What a target was last measured in, and when that ended (None: it goes on). `failed`: nothing came back."""
+
+    found: Found
+    measured_at: float | None = None
+    failed: bool = False
+
+    def due_at(self, now: Found) -> float:
+        """When to measure again, seeing what is there now."""
+        if self.found.child != now.child if now.carries else self.found.way != now.way:
+            return -math.inf
+        if self.measured_at is None:
+            return math.inf
+        if now.carries:
+            return self.measured_at + (RETRY_S if self.failed else AGAIN_S)
+        return self.measured_at + (AGAIN_S if self.failed else STANDBY_AGAIN_S)
 
 
 class PathMtus:
@@ -45,8 +79,8 @@ class PathMtus:
         self._sequence = 0
         # Who waits for an answer, by (source, address, sequence).
         self._waiting: dict[tuple[str, str, int], trio.Event] = {}
-        # Which probe child each target was last measured in, and when it is due again (not while that goes on).
-        self._known: dict[Target, tuple[int, float]] = {}
+        self._known: dict[Target, Known] = {}
+        self._wake_at = math.inf
         self._sizes: dict[Target, int] = {}
 
     async def run(self) -> None:
@@ -56,7 +90,7 @@ class PathMtus:
             nursery.start_soon(ring_on_change, self._bell, "paths", (self._cells.plan, self._cells.charon))
             while True:
                 self._start_what_is_due(nursery)
-                await self._bell.wait(min((due for _, due in self._known.values()), default=math.inf))
+                await self._bell.wait(self._wake_at)
                 await trio.sleep(GATHER_S)
 
     def _start_what_is_due(self, nursery: trio.Nursery) -> None:
@@ -67,35 +101,39 @@ class PathMtus:
         children = probe_children(charon)
         now = trio.current_time()
         self._known = {target: known for target, known in self._known.items() if target in wanted}
+        self._wake_at = math.inf
         for target in wanted:
-            child = children.get((target.source, target.address))
-            known_child, due_at = self._known.get(target, (0, now))
-            if child is None:
-                # It will be another child when the path is back.
+            found = children.get((target.source, target.address))
+            known = self._known.get(target)
+            if found is None:
+                # It has to come up again.
                 self._known.pop(target, None)
-            elif child != known_child or due_at <= now:
-                self._known[target] = (child, math.inf)
-                nursery.start_soon(self._measure, target, child)
+            elif known is None or known.due_at(found) <= now:
+                self._known[target] = Known(found)
+                nursery.start_soon(self._measure, target, found)
+            else:
+                self._wake_at = min(self._wake_at, known.due_at(found))
         self._sizes = {target: size for target, size in self._sizes.items() if target in wanted}
         self._cells.path_mtus.set(dict(self._sizes))
 
-    async def _measure(self, target: Target, child: int) -> None:
+    async def _measure(self, target: Target, within: Found) -> None:
         async with self._limit:
             search = Search()
-            while (size := pathmtu.next_size(search)) is not None and self._is_current(target, child):
+            while (size := pathmtu.next_size(search)) is not None and self._is_current(target, within):
                 search = await self._try(target, size, search)
-        if not self._is_current(target, child):
+        if not self._is_current(target, within):
             return
         found = pathmtu.result(search)
-        self._known[target] = (child, trio.current_time() + (RETRY_S if found is None else AGAIN_S))
+        self._known[target] = Known(within, trio.current_time(), found is None)
         if found is not None and self._sizes.get(target) != found:
             log.info("path_measured", peer=target.peer, local_address=target.source, address=target.address, mtu=found)
             self._sizes[target] = found
         self._bell.ring("measured")
 
-    def _is_current(self, target: Target, child: int) -> bool:
+    def _is_current(self, target: Target, within: Found) -> bool:
         """Another child of the path has a search of its own, and a path that has gone needs none."""
-        return self._known.get(target, (0, 0.0))[0] == child
+        known = self._known.get(target)
+        return known is not None and known.found is within
 
     async def _try(self, target: Target, size: int, search: Search) -> Search:
         """The search after this size was tried, as often as it takes."""
@@ -124,14 +162,16 @@ class PathMtus:
                     event.set()
 
 
-def probe_children(charon: Charon) -> dict[tuple[str, str], int]:
-    """(our address, the peer's) -> unique id of the newest probe child that joins the two."""
-    found: dict[tuple[str, str], int] = {}
+def probe_children(charon: Charon) -> dict[tuple[str, str], Found]:
+    """(our address, the peer's) -> the newest probe child that joins the two."""
+    found: dict[tuple[str, str], Found] = {}
     for sa in charon.ike_sas:
+        carries = any(child.name != PROBE_CHILD and child.installed for child in sa.children)
         for child in sa.children:
             if child.name == PROBE_CHILD and child.installed:
                 for ours in child.local_ts:
                     for theirs in child.remote_ts:
                         key = (ours.partition("/")[0], theirs.partition("/")[0])
-                        found[key] = max(child.unique_id, found.get(key, 0))
+                        this = Found(child.unique_id, (sa.connection, sa.remote_host), carries)
+                        found[key] = max(this, found.get(key, this))
     return found

@@ -37,5 +37,6 @@ async def keep_plan(cells: Cells, site: Site) -> None:
                 # Links changed under an accepted document: keep what runs, and say so.
                 log.error("document_rejected", field=error.path, reason=error.reason)
                 continue
-            link_up = {uplink.name: uplink.up for uplink in compiled.uplinks}
-            cells.plan.set(Plan(document, compiled.dataplane, compiled.conditions, link_up))
+            link_up = {uplink.name: uplink.leads_out for uplink in compiled.uplinks}
+            interfaces = {uplink.name: uplink.interface for uplink in compiled.uplinks}
+            cells.plan.set(Plan(document, compiled.dataplane, compiled.conditions, link_up, interfaces))

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
-from contextlib import aclosing
+from collections.abc import Mapping, Sequence
+from contextlib import aclosing, suppress
 
 import msgspec
 import trio
 
-from cpe_agent.core import doubled, duplicates, firewall, routes, tunnels, verify_tunnels
+from cpe_agent.core import bootstrap, doubled, duplicates, firewall, own_way, routes, silence, tunnels, verify_tunnels
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
@@ -30,11 +30,12 @@ from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan
+from cpe_agent.loops.early import EarlyPackets
 from cpe_agent.loops.target import RETRY_FIRST_S, Target
-from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Route, Routes, Tunnels
+from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Path, Route, Routes, Tunnels
 from cpe_agent.model.observed import Charon, Links
 from cpe_agent.model.ops import FirewallOp
-from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
+from cpe_agent.ports import EarlyPort, EdgeError, FirewallPort, RoutePort, TunnelPort
 
 log = get_logger()
 
@@ -61,6 +62,7 @@ class Reconciler:
         route_port: RoutePort,
         charon: TunnelPort,
         backend: Backend,
+        early: EarlyPort,
     ) -> None:
         self.bell = Bell()
         # Set once the firewall has been seen to. Who opens connections waits for it: what was opened before the
@@ -70,16 +72,21 @@ class Reconciler:
         self._firewall = firewall_port
         self._routes = route_port
         self._tunnels = charon
+        self._early = EarlyPackets(early)
         self._backend = backend
         self._links_target = Target(LINKS, cells)
         self._rules_target = Target(RULES, cells)
         self._routes_target = Target(ROUTES, cells)
         self._tunnels_target = Target(TUNNELS, cells)
         self.tunnels_bell = Bell()
+        self._traffic_bell = Bell()
         self._tunnels_lock = trio.Lock()
         self._attempts: tunnels.Attempts = {}
+        # Traffic children by path, as last started.
+        self._placed: Mapping[Path, frozenset[str]] = {}
         self._tunnels_wake_at = math.inf
         self._doubled = doubled.Doubled()
+        self._ears: silence.Ears = {}
         # What charon carries for its diallers, as routes; None until it was asked.
         self._carried: frozenset[Route] | None = None
         # The plan whose rules and routes were seen to: tunnels follow this one, never one that nothing locks yet.
@@ -99,12 +106,15 @@ class Reconciler:
         cells = self._cells
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
-            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus,))
-            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
+            nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus, cells.own_uplink))
+            tunnels_follow = (cells.active, cells.verdicts, cells.services, cells.broken)
+            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, tunnels_follow)
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
             nursery.start_soon(self._glance_at_charon)
+            nursery.start_soon(ring_on_change, self._traffic_bell, TUNNELS, (cells.active,))
             nursery.start_soon(self._keep_tunnels)
+            nursery.start_soon(self._keep_traffic)
             await self._keep_rules_and_routes()
 
     async def _keep_rules_and_routes(self) -> None:
@@ -140,13 +150,26 @@ class Reconciler:
             self.firewall_seen_to.set()
 
     async def _close_without_document(self) -> None:
-        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through."""
+        """Nothing was ever asked of this box: if it has no table of ours, it gets one that lets nothing through; and it
+        can ask its controller by each of its links."""
         try:
             if await self._firewall.read() is None:
                 await self._firewall.apply(firewall.diff(ruleset(None, self._backend), None)[0])
             self._rules_target.seen(True)
         except EdgeError as error:
             self._rules_target.failed(error)
+        links = self._cells.links.value
+        if links is None or self._cells.document.value is not None:
+            # One that was just loaded will be compiled in a moment.
+            return
+        try:
+            living = await self._routes.read()
+            ops = routes.diff(bootstrap.routing(links, living), living)
+            if ops:
+                await self._routes.apply(ops)
+            self._routes_target.seen(not ops)
+        except EdgeError as error:
+            self._routes_target.failed(error)
 
     async def _close_rules(self, plan: Plan) -> Sequence[FirewallOp]:
         """Apply what closes; return what opens."""
@@ -188,14 +211,17 @@ class Reconciler:
         try:
             observed = await self._routes.read()
             mtus = self._cells.path_mtus.value
-            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding)
+            own = self._cells.own_uplink.value
+            looked_at = (plan, observed, mtus, self._carried, self._cells.links.value, wanted.forwarding, own)
             if self._routes_at_rest is not None and all(map(operator.is_, looked_at, self._routes_at_rest)):
                 # A hub has ten thousand routes and more: what was in sync is, while nothing of it is another object.
                 self._routes_target.seen(not await self._routes.strangers())
                 return
             self._routes_at_rest = None
             wanted = with_mtus(wanted, plan.document, mtus, self._backend.device, observed)
-            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | self._return_routes(observed))
+            own_routes = own_way.kept(wanted, observed) if own is None else own_way.routes(wanted, plan.document, own)
+            more = self._return_routes(observed) | own_routes
+            wanted = msgspec.structs.replace(wanted, routes=wanted.routes | more)
             ops = routes.diff(wanted, observed)
             if ops:
                 await self._routes.apply(ops)
@@ -229,32 +255,69 @@ class Reconciler:
             self.bell.ring(ROUTES)
         return stale(self._doubled, now)
 
+    def _listen(self, plan: Plan, charon: Charon) -> frozenset[int]:
+        """The traffic CHILD_SAs that are to be made anew because nothing comes back."""
+        active, tracks = self._cells.active.value, self._cells.verdicts.value.tracks
+        silent = silence.step(self._ears, plan.dataplane.bundles, active, charon, tracks, trio.current_time())
+        self._ears = silent.ears
+        self._cells.silent.set(silent.conditions)
+        return silent.remake
+
     async def _keep_tunnels(self) -> None:
         while True:
-            until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
+            until = trio.current_time() + BACKSTOP_S
+            if self._locked_plan is not None:
+                until = min(until, self._tunnels_wake_at, self._tunnels_target.retry_at)
             await self.tunnels_bell.wait(until)
             if self._locked_plan is not None:
                 await self._pass_tunnels()
 
+    async def _keep_traffic(self) -> None:
+        """What moves is started beside the looks at charon."""
+        while True:
+            await self._traffic_bell.wait()
+            if self._locked_plan is not None:
+                await self._start_traffic(self._wanted_tunnels(self._locked_plan))
+
+    def _wanted_tunnels(self, plan: Plan) -> Tunnels:
+        bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
+        active, dead = self._cells.active.value, self._cells.verdicts.value.dead | self._cells.broken.value
+        trials = self._cells.services.value.trials
+        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead, trials)
+        return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
+
     async def _pass_tunnels(self) -> None:
         async with self._tunnels_lock:
-            plan = self._locked_plan
-            assert plan is not None
-            wanted = with_active(
-                plan.dataplane.tunnels,
-                plan.dataplane.bundles,
-                self._cells.active.value,
-                self._cells.verdicts.value.dead,
-            )
             try:
-                await self._tunnels_step(plan, wanted)
+                await self._tunnels_step()
             except EdgeError as error:
                 self._tunnels_target.failed(error)
 
-    async def _tunnels_step(self, plan: Plan, wanted: Tunnels) -> None:
+    async def _start_traffic(self, wanted: Tunnels) -> None:
+        known = self._cells.charon.value
+        if known is None or wanted.active == self._placed:
+            return
+        self._placed = wanted.active
+        start = tunnels.head_start(wanted, known, self._attempts, trio.current_time())
+        self._attempts = start.attempts
+        for op in start.ops:
+            self._early.before(op, wanted, known)
+            # What is refused is seen to, and told, by the look that follows.
+            with suppress(EdgeError):
+                await self._tunnels.apply(op)
+
+    async def _tunnels_step(self) -> None:
         observed = await self._tunnels.read()
+        self._early.after(observed)
         self._cells.charon.set(observed)
-        wanted = msgspec.structs.replace(wanted, stale=self._look_at_branches(plan, observed))
+        # As of now: what was moved during the look and is started already must not be taken for a stray.
+        plan = self._locked_plan
+        assert plan is not None
+        wanted = msgspec.structs.replace(
+            self._wanted_tunnels(plan),
+            stale=self._look_at_branches(plan, observed) | self._cells.broken.value,
+            remake=self._listen(plan, observed),
+        )
         looked_at = (wanted, self._cells.charon.value)
         if self._tunnels_at_rest == looked_at:
             self._tunnels_target.seen(True)
@@ -263,11 +326,13 @@ class Reconciler:
         step = tunnels.step(wanted, observed, self._attempts, trio.current_time())
         self._attempts = step.attempts
         self._tunnels_wake_at = math.inf if step.wake_at is None else step.wake_at
-        in_sync = not any(True for _ in verify_tunnels.tunnels(wanted, plan.dataplane.bundles, observed))
+        carried = (bundle for bundle in plan.dataplane.bundles if bundle.child not in wanted.barred)
+        in_sync = not any(True for _ in verify_tunnels.tunnels(wanted, carried, observed))
         settled = self._settled.get(TUNNELS) == wanted.connections
         drifted = len(tunnels.altered(wanted, observed)) if settled else 0
         refused: EdgeError | None = None
         for op in step.ops:
+            self._early.before(op, wanted, observed)
             try:
                 await self._tunnels.apply(op)
             except EdgeError as error:
@@ -319,7 +384,8 @@ class Reconciler:
                     lost = False
                     self.tunnels_bell.ring(TUNNELS)
                 async with aclosing(self._tunnels.events()) as events:
-                    async for _ in events:
+                    async for event in events:
+                        self._early.heard(event)
                         self.tunnels_bell.ring(TUNNELS)
             except EdgeError as error:
                 if not lost:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.core import conditions
+from cpe_agent.core import certificate, conditions, metering, overhead
+from cpe_agent.core.health import Track
+from cpe_agent.core.path_conditions import path_conditions
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.tunnels import carrying
-from cpe_agent.core.uplinks import resolve
+from cpe_agent.core.uplinks import interfaces, resolve
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells, Plan
@@ -50,6 +53,7 @@ class Reporter:
         # What the document's pairs came to, and whose each counter is.
         self._pairs = PairSets()
         self._pair_of: dict[str, str] = {}
+        self._ike = overhead.Overhead()
 
     async def run(self) -> None:
         """For ever: log conditions as they come and go."""
@@ -75,7 +79,7 @@ class Reporter:
             document_issued=document.issued_at.timestamp() if document else None,
             document_expires=document.expires_at.timestamp() if document else None,
             controller_last_contact=cells.controller.value.last_contact,
-            uplinks=_uplinks(document, cells.links.value or Links()),
+            uplinks=self._uplinks(document, cells.links.value or Links()),
             paths=self._paths(charon),
             bundles=self._bundles(plan, charon),
             peers=_peers(document, charon),
@@ -87,7 +91,20 @@ class Reporter:
             pair_packets=packets,
             pair_bytes=volumes,
             conditions=self._conditions(),
+            clock_trusted=cells.clock_floor.value is None,
+            document_confirmed=not cells.standing.value.pending,
+            certificate_expires=life.not_after_s if (life := cells.certificate.value) is not None else None,
+            services=cells.services.value.reports,
         )
+
+    @property
+    def tracks(self) -> Mapping[Path, Track]:
+        """How each path fares."""
+        return self._probing.tracks
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Those that hold now, and since when."""
+        return self._conditions()
 
     def _conditions(self) -> tuple[Condition, ...]:
         cells = self._cells
@@ -101,9 +118,10 @@ class Reporter:
             now=now,
             obstacles=self._obstacles(plan),
             target_errors={name: state.error for name, state in cells.targets.value.items()}
-            | {"store": cells.controller.value.store_error},
+            | {"store": cells.standing.value.store_error},
             controller_error=cells.controller.value.error,
-            rejected=cells.controller.value.rejected,
+            rejected=refused.reason if (refused := cells.standing.value.refused) else "",
+            services=cells.services.value.reports,
         )
         held = {(condition.type, condition.subject): condition for condition in found}
         for key in [key for key in self._since if key not in held]:
@@ -116,13 +134,26 @@ class Reporter:
         return tuple(msgspec.structs.replace(c, since=self._since[key]) for key, c in sorted(held.items()))
 
     def _obstacles(self, plan: Plan | None) -> tuple[Condition, ...]:
-        """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs."""
-        readiness = self._cells.readiness.value
+        """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs, by
+        a document on trial or given up, what paths were measured to do."""
+        cells, readiness = self._cells, self._cells.readiness.value
+        standing = cells.standing.value
         return (
             *(plan.conditions if plan else ()),
             *(readiness.conditions if readiness else ()),
             *self._cells.duplicates.value,
+            *certificate.conditions(self._cells.certificate.value, time.time()),
+            *conditions.clock(self._cells.clock_floor.value, time.time()),
+            *conditions.standing(standing.pending, standing.missing, standing.reverted),
+            *self._cells.silent.value,
+            *(self._path_conditions(plan) if plan else ()),
+            *(metering.conditions(plan.document.uplinks, cells.usages.value, cells.budgets.value) if plan else ()),
         )
+
+    def _path_conditions(self, plan: Plan) -> tuple[Condition, ...]:
+        bundles, failback_s = plan.dataplane.bundles, plan.document.policy.failback_s
+        tracks, now = self._probing.tracks, trio.current_time()
+        return path_conditions(self._cells.steering.value, bundles, tracks, failback_s, now)
 
     async def _counters(self, document: Document | None) -> tuple[dict[str, int], dict[str, int], dict[str, int]]:
         """(dropped packets by reason, packets by pair, bytes by pair)."""
@@ -136,6 +167,8 @@ class Reporter:
             counters = await self._firewall.counters()
         except EdgeError:
             return {}, {}, {}
+        bound = interfaces(document, self._cells.links.value or Links()) if document else {}
+        self._ike = overhead.step(self._ike, overhead.of_ike(counters, bound))
         for name, (count, volume) in counters.items():
             kind, _, rest = name.partition(" ")
             if kind == "drop":
@@ -144,6 +177,38 @@ class Reporter:
                 packets[self._pair_of[name]] += count
                 volumes[self._pair_of[name]] += volume
         return dict(drops), dict(packets), dict(volumes)
+
+    def _uplinks(self, document: Document | None, links: Links) -> tuple[UplinkReport, ...]:
+        if document is None:
+            return ()
+        bound = interfaces(document, links)
+        usable = {uplink.name: uplink for uplink in resolve(document, links)[0]}
+        probes = self._cells.overhead.value
+        reports = []
+        for name, asked in sorted(document.uplinks.items(), key=lambda item: (item[1].priority, item[0])):
+            found = usable.get(name)
+            address = next((a.address for _, a in sorted(found.addresses.items())), None) if found else None
+            gateway = next((g or None for _, g in sorted(found.gateways.items())), None) if found else None
+            usage, level = self._cells.usages.value.get(name), self._cells.budgets.value.get(name)
+            used = usage.month_bytes if usage else None
+            capped = asked.monthly_bytes is not None and used is not None
+            reports.append(
+                UplinkReport(
+                    name,
+                    asked.kind,
+                    bound[name],
+                    bool(found and found.leads_out),
+                    address,
+                    gateway,
+                    bytes_total=usage.total_bytes if usage else None,
+                    used_bytes=used,
+                    remaining_bytes=max(0, (asked.monthly_bytes or 0) - (used or 0)) if capped else None,
+                    budget=level.value if level else None,
+                    month=usage.month if usage else None,
+                    overhead_bytes=probes.get(name, 0) + self._ike.by_uplink.get(name, 0),
+                )
+            )
+        return tuple(reports)
 
     def _paths(self, charon: Charon) -> tuple[PathReport, ...]:
         up = established_ikes(charon, set())
@@ -159,7 +224,9 @@ class Reporter:
             sas = [sa for sa in charon.ike_sas if stem_of(sa.connection) == str(path)]
             children = [child for sa in sas for child in sa.children]
             ike = "established" if path in up else (sas[0].state.lower() if sas else "none")
-            known = track.srtt_s is not None
+            figures = track.figures(trio.current_time())
+            # A window that has just started anew knows nothing; the smoothed round trip outlives it.
+            rtt_s = track.srtt_s if figures.latency_s is None else figures.latency_s
             reports.append(
                 PathReport(
                     path=str(path),
@@ -168,9 +235,9 @@ class Reporter:
                     endpoint=path.endpoint,
                     state=track.state.value,
                     ike=ike,
-                    rtt_ms=round(track.srtt_s * 1000, 2) if track.srtt_s is not None else None,
-                    jitter_ms=round(track.rttvar_s * 1000, 2) if known else None,
-                    loss_percent=round(track.loss * 100, 1),
+                    rtt_ms=None if rtt_s is None else round(rtt_s * 1000, 2),
+                    jitter_ms=None if figures.jitter_s is None else round(figures.jitter_s * 1000, 2),
+                    loss_percent=round(figures.loss * 100, 1),
                     mtu=sizes.get(path),
                     ready=track.ready,
                     bundles=tuple(sorted(carried.get(path, []))),
@@ -189,23 +256,37 @@ class Reporter:
             path = self._cells.active.value.get(bundle.name)
             moves = {reason: n for (name, reason), n in self._cells.moves.value.items() if name == bundle.name}
             there = path is not None and installed.get(bundle.name) == path
-            reports.append(BundleReport(bundle.name, bundle.pairs, str(path) if path else None, there, moves))
+            hold = self._cells.steering.value.holds.get(bundle.name)
+            held_s = max(0.0, hold.until - trio.current_time()) if hold else 0.0
+            carrier = str(path) if path else None
+            reports.append(BundleReport(bundle.name, bundle.pairs, carrier, there, moves, round(held_s, 1)))
         return tuple(reports)
 
 
-def _uplinks(document: Document | None, links: Links) -> tuple[UplinkReport, ...]:
-    if document is None:
-        return ()
-    usable = {uplink.name: uplink for uplink in resolve(document, links)[0]}
-    reports = []
-    for name, asked in sorted(document.uplinks.items(), key=lambda item: (item[1].priority, item[0])):
-        interface = asked.interface or name
-        link = links.by_name.get(interface)
-        found = usable.get(name)
-        address = next((a.address for _, a in sorted(found.addresses.items())), None) if found else None
-        gateway = next((g or None for _, g in sorted(found.gateways.items())), None) if found else None
-        reports.append(UplinkReport(name, asked.kind, interface, bool(found and link and link.up), address, gateway))
-    return tuple(reports)
+def unenrolled_status(backend: Backend, started: float, conditions: tuple[Condition, ...]) -> Status:
+    """The report of a box that belongs to no site yet."""
+    return Status(
+        site="",
+        role="unknown",
+        agent_version=__version__,
+        backend=backend.value,
+        started=started,
+        now=time.time(),
+        document_epoch=None,
+        document_version=None,
+        document_issued=None,
+        document_expires=None,
+        controller_last_contact=None,
+        uplinks=(),
+        paths=(),
+        bundles=(),
+        peers=(),
+        targets=(),
+        dropped_packets={},
+        pair_packets={},
+        pair_bytes={},
+        conditions=tuple(msgspec.structs.replace(c, since=started) for c in conditions),
+    )
 
 
 def _peers(document: Document | None, charon: Charon) -> tuple[PeerReport, ...]:

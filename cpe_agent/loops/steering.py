@@ -1,4 +1,5 @@
-"""Where does each bundle travel? Steps core.steer at every verdict, and when it asked to be asked again."""
+"""Where does each bundle travel? Steps core.steer at every verdict, when it asked to be asked again, and a few times a
+second, since how good a path is shows in samples that ring no bell."""
 
 from __future__ import annotations
 
@@ -14,6 +15,9 @@ from cpe_agent.loops.cells import Cells
 
 log = get_logger()
 
+# A brownout must have been left five seconds after it began, measuring and all.
+LOOK_S = 0.25
+
 
 async def steer_bundles(cells: Cells) -> None:
     """For ever: the active Cell follows the verdicts."""
@@ -25,6 +29,7 @@ async def steer_bundles(cells: Cells) -> None:
         nursery.start_soon(ring_on_change, bell, "verdict", facts)
         while True:
             await bell.wait(wake_at)
+            wake_at = math.inf
             plan, charon = cells.plan.value, cells.charon.value
             # Before charon was asked nobody knows what it carries: deciding now could move what need not move.
             if plan is None or charon is None:
@@ -44,6 +49,8 @@ async def steer_bundles(cells: Cells) -> None:
                 trio.current_time(),
             )
             steering, wake_at = decision.steering, decision.wake_at
+            if any(len(bundle.paths) > 1 for bundle in bundles):
+                wake_at = min(wake_at, trio.current_time() + LOOK_S)
             moves = dict(cells.moves.value)
             for move in decision.moves:
                 moves[move.bundle, move.reason] = moves.get((move.bundle, move.reason), 0) + 1
@@ -55,4 +62,6 @@ async def steer_bundles(cells: Cells) -> None:
                     reason=move.reason,
                 )
             cells.moves.set(moves)
-            cells.active.set(decision.steering.active)
+            cells.steering.set(steering)
+            cells.active.set(steering.active)
+            cells.measure.set(frozenset(steering.measure))

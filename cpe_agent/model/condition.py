@@ -28,7 +28,8 @@ class Condition(msgspec.Struct, frozen=True, order=True):
 
 
 class PathReport(msgspec.Struct, frozen=True):
-    """A path as it is: state is up, down or unknown; rtt, jitter None until measured."""
+    """A path as it is: state is up, down or unknown; rtt, jitter None until measured. Figures are those of the present
+    window (`core.window`)."""
 
     path: str
     uplink: str
@@ -47,17 +48,32 @@ class PathReport(msgspec.Struct, frozen=True):
 
 
 class BundleReport(msgspec.Struct, frozen=True):
-    """A bundle, the pairs in it, the path it should use and (installed) whether its CHILD_SA is really there."""
+    """A bundle, the pairs in it, the path it should use and (installed) whether its CHILD_SA is really there. `held_s`:
+    for so long it is not moved for the sake of something better (the hold-down after a move)."""
 
     name: str
     pairs: tuple[str, ...]
     active_path: str | None
     installed: bool
     moves: dict[str, int]
+    held_s: float = 0.0
+
+
+class ServiceReport(msgspec.Struct, frozen=True):
+    """A probed server: for which pair, how it is asked, whether it answers (answering, silent, unknown), behind
+    whom."""
+
+    pair: str
+    bundle: str
+    server: str
+    state: str
+    peer: str | None
 
 
 class UplinkReport(msgspec.Struct, frozen=True):
-    """An uplink as found."""
+    """An uplink as found. `up`: it leads somewhere. `bytes_total`: counted ever, both ways; `used_bytes`: in the budget
+    month that began on `month`; `remaining_bytes`: of its monthly bytes (None: it has no cap), never below 0; `budget`:
+    free, near or spent. `overhead_bytes`: what the agent itself has spent since it started."""
 
     name: str
     kind: str
@@ -65,6 +81,12 @@ class UplinkReport(msgspec.Struct, frozen=True):
     up: bool
     address: str | None
     gateway: str | None
+    bytes_total: int | None = None
+    used_bytes: int | None = None
+    remaining_bytes: int | None = None
+    budget: str | None = None
+    month: str | None = None
+    overhead_bytes: int | None = None
 
 
 class PeerReport(msgspec.Struct, frozen=True):
@@ -98,6 +120,15 @@ class DrainAnswer(msgspec.Struct, frozen=True):
     warning: str = ""
 
 
+class RollbackAnswer(msgspec.Struct, frozen=True):
+    """What became of `rollback`: the (epoch, version) that was left and the one that is in force now. `warning`: what
+    the operator must know, or ""."""
+
+    left: tuple[int, int]
+    in_force: tuple[int, int]
+    warning: str = ""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The whole report. Times are wall time in seconds."""
 
@@ -121,6 +152,10 @@ class Status(msgspec.Struct, frozen=True):
     pair_packets: dict[str, int]
     pair_bytes: dict[str, int]
     conditions: tuple[Condition, ...]
+    document_confirmed: bool = True
+    clock_trusted: bool = True
+    certificate_expires: float | None = None
+    services: tuple[ServiceReport, ...] = ()
 
     @property
     def severity(self) -> Severity:

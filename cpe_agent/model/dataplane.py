@@ -19,6 +19,10 @@ TABLE = "cpe_agent"
 CONNECTION_PREFIX = "cpe-"
 PROBE_CHILD = "probe"
 TRAFFIC_CHILD = "traffic"
+TRIAL_CHILD = "trial"
+# Sets of uplinks whose elements count IKE and NAT keepalives.
+IKE_BYTES_IN = "spent_on_ike_in"
+IKE_BYTES_OUT = "spent_on_ike_out"
 
 # Not used by the kernel or by any daemon in iproute2's rt_protos.
 ROUTE_PROTOCOL = 155
@@ -27,10 +31,19 @@ PRIORITY_UPLINK_IN = 110
 PRIORITY_OVERLAY = 120
 PRIORITY_LAN_IN = 130
 PRIORITY_UPLINK_FROM = 140
-# What leads into tunnels; what may be reached from an uplink (nothing); then one table per uplink.
+# Before there is a document: the same, of links that look like uplinks.
+PRIORITY_FOUND_FROM = 145
+# What the router itself sends, and has not chosen an address for: where the kernel knows a way better than a default
+# route, that; else by the best uplink; else (nobody knows which is) whatever the kernel's default route is.
+PRIORITY_OWN_NEAR = 150
+PRIORITY_OWN_FAR = 160
+# What leads into tunnels; what may be reached from an uplink (nothing); the router's own way out; then one table per
+# uplink.
 OVERLAY = 15500
 INBOUND = 15501
+OWN = 15502
 UPLINK_TABLES = 15510
+FOUND_TABLES = 15600
 # In the overlay table the way through IPsec comes first; if its device is gone, the same subnet is unreachable.
 METRIC_TUNNEL = 100
 METRIC_NOWHERE = 1000
@@ -38,6 +51,8 @@ METRIC_NOWHERE = 1000
 # Their metric is behind all that anybody else has there.
 MAIN = 254
 METRIC_RETURN = 20000
+# Ours among the kernel's IPsec policies; charon's are all below 800,000, and the lowest number decides.
+BLOCK_PRIORITY = 900_155
 
 
 class Backend(Enum):
@@ -130,13 +145,16 @@ class Tunnels(msgspec.Struct, frozen=True):
     """What charon should hold. `active`: for each dialled path the traffic children that belong on it now.
 
     `dead`: unique ids of IKE_SAs that the probes have judged dead: to be replaced, not trusted. `stale`: of those that
-    a dialler has left over here: to be ended.
+    a dialler has left over here: to be ended. `remake`: unique ids of CHILD_SAs to be ended and started anew. `barred`:
+    traffic children that belong nowhere now.
     """
 
     connections: tuple[Connection, ...] = ()
     active: dict[Path, frozenset[str]] = {}
     dead: frozenset[int] = frozenset()
     stale: frozenset[int] = frozenset()
+    remake: frozenset[int] = frozenset()
+    barred: frozenset[str] = frozenset()
 
 
 class NftSet(msgspec.Struct, frozen=True, order=True):
@@ -165,13 +183,15 @@ class Ruleset(msgspec.Struct, frozen=True):
 
 
 class Rule(msgspec.Struct, frozen=True, order=True):
-    """A routing rule: from `source` (address or "") or entering by `iif` (name or ""), look in `table`."""
+    """A routing rule: from `source` (address or "") or entering by `iif` (name or ""), look in `table`; `near`: its
+    default routes do not count."""
 
     family: int  # 4 or 6
     priority: int
     table: int
     iif: str = ""
     source: str = ""
+    near: bool = False
 
 
 class Route(msgspec.Struct, frozen=True, order=True):
@@ -185,6 +205,14 @@ class Route(msgspec.Struct, frozen=True, order=True):
     mtu: int = 0
 
 
+class BlockPolicy(msgspec.Struct, frozen=True, order=True):
+    """An IPsec policy of the kernel that lets nothing pass unless charon has one for it. `direction`: in, fwd, out."""
+
+    direction: str
+    source: str  # "10.1.0.0/24"; anywhere is "0.0.0.0/0" or "::/0"
+    destination: str
+
+
 class Routes(msgspec.Struct, frozen=True):
     """Routing that is ours, addresses on `lo` that are ours, and whether the router forwards."""
 
@@ -193,6 +221,7 @@ class Routes(msgspec.Struct, frozen=True):
     routes: frozenset[Route] = frozenset()
     devices: frozenset[str] = frozenset()  # dummy devices
     forwarding: frozenset[int] = frozenset()  # IP versions that forward: 4, 6
+    policies: frozenset[BlockPolicy] = frozenset()  # kernel backend
 
 
 class Probe(msgspec.Struct, frozen=True, order=True):
@@ -218,6 +247,22 @@ class Bundle(msgspec.Struct, frozen=True):
     needs: Class = Class()
 
 
+class Service(msgspec.Struct, frozen=True, order=True):
+    """A server behind a pair, and how this router asks it: from its own address `source`, which the pair admits. `port`
+    0: by echo."""
+
+    bundle: str
+    pair: str
+    source: str
+    server: str
+    port: int = 0
+
+    @property
+    def asked(self) -> str:
+        """In words: "10.10.0.10 (tcp 443)"."""
+        return f"{self.server} ({f'tcp {self.port}' if self.port else 'echo'})"
+
+
 class Dataplane(msgspec.Struct, frozen=True):
     """All of it."""
 
@@ -226,3 +271,4 @@ class Dataplane(msgspec.Struct, frozen=True):
     routes: Routes
     probes: tuple[Probe, ...]
     bundles: tuple[Bundle, ...]
+    services: tuple[Service, ...] = ()

@@ -17,6 +17,8 @@ import msgspec
 SCHEMA = 1
 # A hub's document for 10,000 branches is about 3 MB; twice that is a mistake or an attack.
 MAX_BYTES = 8 * 1024 * 1024
+# A path that loses more than this is bad for everybody: the limit of a class that names none.
+HEAVY_LOSS_PERCENT = 5.0
 # What is signed is this line and the document's exact bytes, so that no other signed thing can pass for a document.
 SIGNATURE_CONTEXT = b"cpe-document-v1\n"
 SIGNATURE_HEADER = "Cpe-Signature"
@@ -95,10 +97,11 @@ class Peer(_Part, frozen=True):
 
 
 class ServiceProbe(_Part, frozen=True):
-    """A probe of the server behind a pair."""
+    """A probe of the server behind a pair. `address` may be left out where `remote` is a single host: it is that."""
 
     kind: Literal["icmp", "tcp"] = "icmp"
     port: int | None = None
+    address: str | None = None
 
 
 class Pair(_Part, frozen=True):
@@ -120,12 +123,20 @@ class Pair(_Part, frozen=True):
 
 
 class Class(_Part, frozen=True):
-    """The service level that a kind of traffic needs, and whether it may use a metered uplink."""
+    """The service level that a kind of traffic needs of a path, and which uplinks it may use.
+
+    `latency_ms` (round trip) and `jitter_ms`: not asked if left out. `loss_percent`: `HEAVY_LOSS_PERCENT` if left out,
+    also for pairs without a class. `metered`: `always` uses metered uplinks (cellular, or with `monthly_bytes`) like
+    any other; `budget` leaves one that is near its `monthly_bytes` if it can, and does without one that has spent them;
+    `never` does not use them at all. `uplinks`: names or kinds of uplinks, best first, that this class prefers to their
+    priorities; those not named come after these, in the order of their priorities.
+    """
 
     latency_ms: int | None = None
     jitter_ms: int | None = None
     loss_percent: float | None = None
     metered: Literal["always", "budget", "never"] = "always"
+    uplinks: tuple[str, ...] = ()
 
 
 class SigningKey(_Part, frozen=True):

@@ -25,6 +25,7 @@ from cpe_agent.model.document import (
     Network,
     Pair,
     Peer,
+    ServiceProbe,
     Uplink,
 )
 
@@ -72,8 +73,8 @@ def check(document: Document) -> None:
         raise DocumentError("endpoints", "a hub needs at least one")
     for name, peer in document.peers.items():
         _check_peer(name, peer)
-    for name in document.classes:
-        _name(f"classes.{name}", name)
+    for name, class_ in document.classes.items():
+        _check_class(f"classes.{name}", name, class_)
     _check_pairs(document)
     _check_numbers(document)
     for field in ("metrics_from", "ssh_from", "routing_from"):
@@ -175,6 +176,20 @@ def _check_uplinks(uplinks: dict[str, Uplink]) -> None:
     _unique("uplinks.path_address", [uplink.path_address for uplink in uplinks.values()])
 
 
+def _check_class(path: str, name: str, class_: Class) -> None:
+    _name(path, name)
+    for field in ("latency_ms", "jitter_ms"):
+        value = getattr(class_, field)
+        if value is not None and value < 1:
+            raise DocumentError(f"{path}.{field}", f"is {value}; at least 1 is possible")
+    if class_.loss_percent is not None and not 0 <= class_.loss_percent <= 100:
+        raise DocumentError(f"{path}.loss_percent", f"is {class_.loss_percent:g}; 0 to 100 is possible")
+    _unique(f"{path}.uplinks", list(class_.uplinks))
+    for index, uplink in enumerate(class_.uplinks):
+        # Whether this very site has such an uplink is no matter: a class is one for all sites.
+        _name(f"{path}.uplinks[{index}]", uplink)
+
+
 def _check_endpoints(path: str, endpoints: tuple[Endpoint, ...]) -> None:
     _unique(path, [endpoint.name for endpoint in endpoints])
     for index, endpoint in enumerate(endpoints):
@@ -241,8 +256,36 @@ def _check_pair(
         port_range(f"{path}.ports[{number}]", ports)
     if pair.class_ != "default" and pair.class_ not in classes:
         raise DocumentError(f"{path}.class", f"{pair.class_!r} is no class of this document")
-    if pair.probe is not None and (pair.probe.kind == "tcp") != (pair.probe.port is not None):
-        raise DocumentError(f"{path}.probe.port", "a tcp probe needs a port, an icmp probe has none")
+    if pair.probe is not None:
+        _check_service(f"{path}.probe", pair, pair.probe, remote)
+
+
+def _check_service(path: str, pair: Pair, probe: ServiceProbe, remote: Network) -> None:
+    if (probe.kind == "tcp") != (probe.port is not None):
+        raise DocumentError(f"{path}.port", "a tcp probe needs a port, an icmp probe has none")
+    if probe.port is not None and not 1 <= probe.port <= 65535:
+        raise DocumentError(f"{path}.port", f"is {probe.port}; 1 to 65535 is possible")
+    if probe.address is None:
+        if remote.num_addresses != 1:
+            raise DocumentError(f"{path}.address", f"is needed: {remote} is more than one host")
+    elif _address(f"{path}.address", probe.address) not in remote:
+        raise DocumentError(f"{path}.address", f"{probe.address} is not in {remote}")
+    if not admits(pair.protocol, pair.ports, pair.initiator, probe):
+        asked = f"tcp port {probe.port}" if probe.kind == "tcp" else "an echo"
+        raise DocumentError(f"{path}.kind", f"the pair does not let this site start {asked}: probe what it does")
+
+
+def admits(protocol: str | None, ports: tuple[str, ...], initiator: str, probe: ServiceProbe) -> bool:
+    """Would a pair with these let its local side ask what `probe` asks?"""
+    if initiator == "remote":
+        return False
+    if protocol is None:
+        return True
+    number = protocol_number("protocol", protocol)
+    if probe.kind == "icmp":
+        return number in (PROTOCOLS["icmp"], PROTOCOLS["icmpv6"])
+    ranges = [port_range("ports", text) for text in ports] or [(0, 65535)]
+    return number == PROTOCOLS["tcp"] and any(low <= (probe.port or 0) <= high for low, high in ranges)
 
 
 def _inside(subnet: Network, networks: list[Network]) -> bool:

@@ -10,7 +10,7 @@ import asyncio
 import os
 import sqlite3
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from cpe_controller.store import MAX_VALUE_BYTES, MAX_WRITES, Entry, Listing, StoreError, Write
@@ -37,8 +37,10 @@ class SqliteStore:
     def __init__(self, path: Path) -> None:
         self._path = path
         try:
-            # The file holds no keys, but it says how the network is built: for its owner only, from the start.
-            os.close(os.open(path, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600))
+            # The file holds no keys, but it says how the network is built: for its owner only, from the start. One that
+            # is there must not be opened beside SQLite: closing it would take the locks of all our other connections.
+            with suppress(FileExistsError):
+                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path} cannot be opened: {error}") from error

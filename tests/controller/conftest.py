@@ -7,6 +7,7 @@ import ssl
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +25,8 @@ class Served:
     """A running `cpe-controller serve`."""
 
     url: str
+    enrolment_url: str
+    metrics_url: str
     state: Path
     process: subprocess.Popen[str]
 
@@ -54,14 +57,24 @@ def state(tmp_path: Path) -> Path:
 @pytest.fixture
 def served(state: Path, text: str) -> Iterator[Served]:
     setup.apply(state, text)
-    command = [sys.executable, "-m", "cpe_controller", "--state", str(state), "serve"]
+    with serving(state) as running:
+        yield running
+
+
+@contextmanager
+def serving(state: Path, *more: str, socket: Path | None = None) -> Iterator[Served]:
+    """A server of its own process for this state, until the end."""
+    command = [sys.executable, "-m", "cpe_controller", "--state", str(state)]
+    command += ["--socket", str(socket or state / "control.sock"), "serve"]
     command += ["--listen", "127.0.0.1", "--port", "0", "--heartbeat-s", str(HEARTBEAT_S)]
+    command += ["--metrics", "127.0.0.1:0", *more]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=EXAMPLE.parents[1]) as process:
         try:
             assert process.stdout is not None
-            line = process.stdout.readline()
-            assert line.startswith("listening on "), line
-            yield Served(line.split()[-1], state, process)
+            lines = [process.stdout.readline() for _ in range(3)]
+            urls = {line.split()[0]: line.split()[-1] for line in lines if line}
+            assert set(urls) == {"listening", "enrolling", "metrics"}, lines
+            yield Served(urls["listening"], urls["enrolling"], urls["metrics"], state, process)
         finally:
             process.send_signal(signal.SIGTERM)
             try:

@@ -13,7 +13,7 @@ import pytest
 
 from cpe_agent.model.document import Document, Trust
 from cpe_agent.model.document_check import decode
-from cpe_controller import publish, setup
+from cpe_controller import authorities, pki, publish, setup
 from cpe_controller.cli import main
 from cpe_controller.fields import NetworkError
 from cpe_controller.parse import parse
@@ -46,11 +46,10 @@ def _document(published: Published) -> Document:
 def test_documents_are_signed_by_the_key_that_sites_trust(state: Path, text: str) -> None:
     assert setup.apply(state, text).published == {"centre": 1, "cloud": 1, "hospital-1": 1, "van-1": 1}
     [key] = setup.signing_keys(state)
-    _, _, root = setup.issue_site(state, "van-1")
     for site, published in _published(state).items():
         document = _document(published)
         assert document.site == site
-        assert document.trust == Trust(signing_keys=(key,), cas=(root.decode(),))
+        assert document.trust == Trust(signing_keys=(key,), cas=authorities.trusted(state))
         assert published.key_id == key.id and verify(key, published.raw, published.signature)
 
 
@@ -161,13 +160,22 @@ def test_private_keys_are_their_owners_only(state: Path) -> None:
         assert stat.S_IMODE((state / name).stat().st_mode) == 0o600
 
 
-def test_a_servers_certificate_is_renewed_with_its_key(state: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_servers_certificate_is_renewed_with_its_key(state: Path) -> None:
     with setup.opened(state) as (_, told):
         key, old = (state / "server.key").read_bytes(), (state / "server.pem").read_bytes()
-        setup.server_files(state, told)
+
+        def look(days: int) -> None:
+            now = dt.datetime.now(dt.UTC) + dt.timedelta(days=days)
+            authorities.server_files(state, told.network, told.addresses, now)
+
+        look(pki.ONLINE_DAYS // 2 - 2)
         assert (state / "server.pem").read_bytes() == old
-        monkeypatch.setattr("cpe_controller.pki.half_spent", lambda *_: True)
-        setup.server_files(state, told)
+        root_key = (state / "root.key").read_bytes()
+        (state / "root.key").unlink()  # offline: then it waits for `renew`
+        look(pki.ONLINE_DAYS // 2 + 2)
+        assert (state / "server.pem").read_bytes() == old
+        (state / "root.key").write_bytes(root_key)
+        look(pki.ONLINE_DAYS // 2 + 2)
         assert (state / "server.pem").read_bytes() != old
         assert (state / "server.key").read_bytes() == key
 

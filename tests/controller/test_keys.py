@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime as dt
+import ssl
+from pathlib import Path
 
 import pytest
 from cryptography import x509
@@ -45,7 +47,7 @@ def test_longest_names_fit() -> None:
     name = "a" * 40
     root = pki.new_authority(name, NOW)
     certificate = pki.issue_site(root, name, name, pki.new_key().public_key(), NOW)
-    assert pki.site_of([("DNS", f"{name}.{name}.cpe")], name) == name
+    assert pki.holder_of([("DNS", f"{name}.{name}.cpe")], name) == pki.Holder(name, 1)
     certificate.verify_directly_issued_by(root.certificate)
 
 
@@ -71,13 +73,19 @@ def test_the_servers_certificate_is_no_clients() -> None:
     assert [str(ip) for ip in alternative.get_values_for_type(x509.IPAddress)] == names[:2]
     assert alternative.get_values_for_type(x509.DNSName) == names[2:]
     assert not pki.half_spent(certificate, NOW)
-    assert pki.half_spent(certificate, NOW + dt.timedelta(days=101))
+    assert pki.half_spent(certificate, NOW + dt.timedelta(days=pki.ONLINE_DAYS / 2 + 1))
 
 
 @pytest.mark.parametrize(
-    ("names", "site"),
+    ("names", "holder"),
     [
-        ([("DNS", "van-1.blood.cpe")], "van-1"),
+        ([("DNS", "van-1.blood.cpe")], pki.Holder("van-1", 1)),
+        ([("DNS", "g2.van-1.blood.cpe")], pki.Holder("van-1", 2)),
+        ([("DNS", "g2.blood.cpe")], pki.Holder("g2", 1)),
+        ([("DNS", "g12.g2.blood.cpe")], pki.Holder("g2", 12)),
+        ([("DNS", "g0.van-1.blood.cpe")], None),
+        ([("DNS", "g1.van-1.blood.cpe")], None),
+        ([("DNS", "g02.van-1.blood.cpe")], None),
         ([("DNS", "van-1.other.cpe")], None),
         ([("DNS", "x.van-1.blood.cpe")], None),
         ([("DNS", "van-1.blood.cpe"), ("DNS", "centre.blood.cpe")], None),
@@ -85,8 +93,61 @@ def test_the_servers_certificate_is_no_clients() -> None:
         ([], None),
     ],
 )
-def test_the_site_is_the_one_that_the_certificate_names(names: list[tuple[str, str]], site: str | None) -> None:
-    assert pki.site_of(names, "blood") == site
+def test_the_site_is_the_one_that_the_certificate_names(
+    names: list[tuple[str, str]], holder: pki.Holder | None
+) -> None:
+    assert pki.holder_of(names, "blood") == holder
+
+
+def test_who_has_the_sites_authority_is_no_controller(tmp_path: Path) -> None:
+    """The key that faces the web can make sites, but no server that a site would believe; nor more authorities."""
+    root = pki.new_authority("blood", NOW)
+    sites = pki.new_sites_authority(root, "blood", NOW)
+    sites.certificate.verify_directly_issued_by(root.certificate)
+    key = pki.new_key()
+    (tmp_path / "root.pem").write_bytes(root.pem() + sites.pem())
+    (tmp_path / "key.pem").write_bytes(pki.key_pem(key))
+    now = dt.datetime.now(dt.UTC)
+    site = pki.issue_site(sites, "blood", "van-1", key.public_key(), now)
+    good = pki.issue_server(root, "blood", ["127.0.0.1"], key.public_key(), now)
+    forged = pki.issue_server(sites, "blood", ["127.0.0.1"], key.public_key(), now)
+    for chain, server_side, believed in (
+        ([good], True, True),
+        ([forged, sites.certificate], True, False),
+        ([site, sites.certificate], True, False),
+        ([site, sites.certificate], False, True),
+        ([good], False, False),
+    ):
+        (tmp_path / "chain.pem").write_bytes(b"".join(map(pki.certificate_pem, chain)))
+        assert _believed(tmp_path, server_side) is believed, (chain, server_side)
+
+
+def _believed(directory: Path, server_side: bool) -> bool:
+    """Whether the other end of a handshake believes chain.pem, shown by a server or by a client."""
+    shower = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER if server_side else ssl.PROTOCOL_TLS_CLIENT)
+    believer = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT if server_side else ssl.PROTOCOL_TLS_SERVER)
+    shower.load_cert_chain(directory / "chain.pem", directory / "key.pem")
+    believer.load_verify_locations(cafile=directory / "root.pem")
+    believer.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
+    believer.verify_mode = ssl.CERT_REQUIRED
+    if not server_side:
+        shower.check_hostname, shower.verify_mode = False, ssl.CERT_NONE
+        believer.load_cert_chain(directory / "chain.pem", directory / "key.pem")
+    one, other = ssl.MemoryBIO(), ssl.MemoryBIO()
+    name = "127.0.0.1"
+    ends = [
+        shower.wrap_bio(one, other, server_side=server_side, server_hostname=None if server_side else name),
+        believer.wrap_bio(other, one, server_side=not server_side, server_hostname=name if server_side else None),
+    ]
+    for _ in range(4):
+        for end in ends:
+            try:
+                end.do_handshake()
+            except ssl.SSLWantReadError:
+                continue
+            except ssl.SSLCertVerificationError:
+                return False
+    return ends[1].getpeercert() not in (None, {})
 
 
 def test_keys_survive_their_files() -> None:

@@ -73,6 +73,13 @@ MISTAKES = [
     ("overlay: 10.255.0.0/16", "overlay: 10.255.0.0/29", "overlay", "give it a larger range"),
     ("https://198.51.100.202:8443", "http://198.51.100.202", "controllers[0]", "https://"),
     ("network: blood ", "networks: blood ", "networks", "is not known"),
+    (
+        "policy: {",
+        "classes: {bulk: {uplinks: lta}}\npolicy: {",
+        "classes.bulk.uplinks",
+        "use cellular, lte, wan, wired",
+    ),
+    ("policy: {", "classes: {bulk: {metered: no}}\npolicy: {", "classes.bulk.metered", "use always, budget, never"),
     ("network: blood ", "network: Blood ", "network", "is no name"),
 ]
 
@@ -86,7 +93,7 @@ def test_a_mistake_is_named(text: str, good: str, bad: str, field: str, says: st
     assert caught.value.field == field
     assert says in caught.value.reason
     assert str(caught.value).startswith(f"my.yaml:{caught.value.line}: {field}: ")
-    assert bad.strip() in wrong.splitlines()[caught.value.line - 1]
+    assert bad.strip().partition("\n")[0] in wrong.splitlines()[caught.value.line - 1]
 
 
 def test_what_is_no_yaml_is_named_by_its_line() -> None:
@@ -125,3 +132,23 @@ def test_a_subnet_has_one_list_of_hubs(text: str) -> None:
     second = text.replace("permits:", "  extra: {subnet: 10.50.0.0/25, at: [cloud]}\npermits:")
     with pytest.raises(NetworkError, match=r"services.extra: .* the same hubs in the same order"):
         parse(second)
+
+
+def test_standby_paths_on_metered_uplinks_are_asked_seldom(text: str) -> None:
+    documents = rehearse(parse(text), NOW)
+    uplinks = documents["hospital-1"].uplinks
+    assert (uplinks["wired"].probe.standby_interval_ms, uplinks["lte"].probe.standby_interval_ms) == (1000, 120_000)
+    assert uplinks["lte"].probe.active_interval_ms == 100
+    # DPD stays silent at both ends.
+    assert documents["hospital-1"].ipsec.dpd_s == 20 and documents["centre"].ipsec.dpd_s == 180
+
+
+def test_what_is_written_holds_for_every_uplink_without_its_own(text: str) -> None:
+    written = text.replace("misses: 3}", "misses: 3, standby_interval_ms: 500}")
+    documents = rehearse(parse(written), NOW)
+    assert {u.probe.standby_interval_ms for u in documents["hospital-1"].uplinks.values()} == {500}
+    assert documents["centre"].ipsec.dpd_s == 20
+    own = written.replace(
+        "lte: {kind: cellular, priority: 2}", "lte: {kind: cellular, probe: {standby_interval_ms: 700}}"
+    )
+    assert rehearse(parse(own), NOW)["hospital-1"].uplinks["lte"].probe.standby_interval_ms == 700

@@ -3,13 +3,27 @@
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpe_agent.core import health
-from cpe_agent.core.health import RECOVER, REDIAL_AFTER_S, State, Track, answered, dead, facts, redialled, sent, tick
+from cpe_agent.core.health import (
+    RECOVER,
+    REDIAL_AFTER_S,
+    WAKE_S,
+    State,
+    Track,
+    answered,
+    dead,
+    facts,
+    redialled,
+    sent,
+    tick,
+)
+from cpe_agent.core.window import Figures
 
 MISSES = 3
 RTT_S = 0.02
@@ -121,7 +135,8 @@ def test_a_late_answer_counts_and_patience_grows() -> None:
     before = track.patience_s
     track = answered(track, 2, True, 0.4, late + 0.3)
     assert track.missed_in_row == 0 and track.patience_s > before
-    assert track.loss == 0.5, "late is late: it stays in the statistics"
+    figures = track.figures(late + 0.3)
+    assert (figures.missed, figures.latency_s) == (0, 0.4), "late is latency and no loss"
     for sequence in range(3, 30):
         track = answered(sent(track, sequence, float(sequence)), sequence, True, 0.4, sequence + 0.4)
     assert track.patience_s > 0.4
@@ -140,7 +155,7 @@ def test_late_answers_raise_a_slow_path() -> None:
 def test_answers_of_nobody_are_nothing() -> None:
     track = up()
     assert answered(track, 99, True, RTT_S, 5.0) == track
-    forgotten = sent(sent(track, 2, 2.0), 3, 2.0 + health.PATIENCE_MAX_S + 2)
+    forgotten = sent(sent(track, 2, 2.0), 3, 2.0 + health.FORGET_S + 0.1)
     assert 2 not in forgotten.rounds
 
 
@@ -169,7 +184,7 @@ def test_patience_has_bounds() -> None:
         track = answered(sent(track, sequence, float(sequence)), sequence, True, 0.0001, sequence + 0.0001)
     assert track.patience_s == health.PATIENCE_MIN_S
     for sequence in range(50, 99):
-        track = answered(sent(track, sequence, sequence * 9.0), sequence, True, 8.0, sequence * 9.0)
+        track = answered(sent(track, sequence, sequence * 4.0), sequence, True, 8.0, sequence * 4.0)
     assert track.patience_s == health.PATIENCE_MAX_S
 
 
@@ -196,6 +211,100 @@ def test_a_path_is_given_up_after_a_while_and_later_each_time() -> None:
 def test_nothing_alive_is_dead() -> None:
     for track in (dialled(), up(), down("ike")):
         assert not dead(track, 1e9)
+
+
+def idle(now: float = 60.0) -> Track:
+    """A standby path at a round a minute, whose modem has gone to sleep."""
+    return sent(up(), 2, now, 60.0)
+
+
+def test_a_modem_that_wakes_up_is_no_failure_and_spoils_no_figure() -> None:
+    track = idle()
+    before = (track.srtt_s, track.rttvar_s, track.window)
+    track = tick(track, 62.9)
+    assert (track.state, track.missed_in_row) == (State.UP, 0) and track.silent(62.9)
+    track = answered(track, 2, True, 2.9, 62.9)
+    assert track.usable() and not track.silent(62.9)
+    assert (track.srtt_s, track.rttvar_s, track.window) == before
+    track = sent(track, 3, 63.0, 60.0)
+    assert track.next_deadline() == 63.0 + track.patience_s, "it is awake now"
+
+
+def test_rounds_that_are_sent_while_a_modem_wakes_up_wait_for_it_too() -> None:
+    track = idle()
+    for sequence in range(3, 13):
+        track = tick(sent(track, sequence, 60.0 + sequence / 10, 0.1), 60.0 + sequence / 10)
+    assert (track.state, track.missed_in_row) == (State.UP, 0)
+    for sequence in range(2, 13):
+        track = answered(track, sequence, True, 1.5, 62.0)
+    assert track.usable() and track.figures(62.0).loss == 0
+
+
+def test_a_path_that_died_while_it_was_idle_is_found_in_bounded_time() -> None:
+    track = idle()
+    died_at = track.next_deadline()
+    assert died_at == 60.0 + WAKE_S
+    track = tick(track, died_at)
+    assert track.missed_in_row == 1
+    for sequence in (3, 4):
+        track = miss(track, sequence, died_at + (sequence - 2) / 10)
+    assert track.state is State.DOWN
+
+
+def test_an_answer_in_the_usual_time_is_measured_even_after_a_minute() -> None:
+    track = answered(idle(), 2, True, RTT_S, 60.0 + RTT_S)
+    assert track.window[-1] == (60.0, RTT_S)
+
+
+def test_an_extra_round_proves_life_and_no_death() -> None:
+    track = up()
+    for sequence in range(2, 12):
+        track = sent(track, sequence, 1.0 + sequence / 40, 0.1, extra=True)
+    track = tick(track, 2.0)
+    assert (track.state, track.missed_in_row) == (State.UP, 0)
+    assert track.figures(2.0).missed == 10
+    track = miss(track, 12, 2.0)
+    track = answered(sent(track, 13, 2.1, 0.1, extra=True), 13, True, RTT_S, 2.1 + RTT_S)
+    assert track.missed_in_row == 0
+
+
+def test_that_a_pace_does_not_mix_with_another() -> None:
+    """A minute's pace: what it said is no part of what the quick pace says, nor the other way round."""
+    track = up()
+    for number in range(3):
+        track = answered(sent(track, 10 + number, 60.0 * number, 60.0), 10 + number, True, 0.3, 60.0 * number + 0.3)
+    assert track.figures(125.0).rounds == 3 and not track.quick()
+    for number in range(10):
+        at = 130.0 + number / 10
+        track = answered(sent(track, 20 + number, at, 0.1), 20 + number, True, 0.04, at + 0.04)
+    assert track.quick() and track.figures(131.0) == Figures(10, 0, 0, 0.04, 0.0)
+    assert track.figures(136.5).rounds == 0, "seconds later it is stale"
+    track = sent(track, 40, 190.0, 60.0)
+    assert track.window == ()
+
+
+def test_that_each_fall_is_remembered_and_the_hold_grows_and_is_forgotten() -> None:
+    track, holds, now, sequence = up(), [], 10.0, 100
+    for _ in range(6):
+        track = facts(facts(track, 1, False, now), 1, True, now + 1)
+        assert track.state is State.DOWN
+        holds.append(track.hold_s(60.0))
+        now += 10
+        for _ in range(RECOVER):
+            sequence += 1
+            track = hit(track, sequence, now)
+        assert track.state is State.UP
+    assert holds[0] == 60.0 and all(b > a or b == 300.0 for a, b in pairwise(holds)) and holds[-1] == 300.0
+    assert facts(track, 1, False, now + 3600).hold_s(60.0) == 60.0, "an hour later it is forgotten"
+
+
+def test_that_charons_late_word_is_no_second_fall() -> None:
+    track = down()
+    for sequence in range(10, 10 + RECOVER):
+        track = hit(track, sequence, 4.1 + sequence / 10)
+    assert track.state is State.UP
+    track = facts(track, None, True, 14.0)
+    assert track.state is State.DOWN and track.falls.count == 1
 
 
 events = st.lists(
@@ -234,5 +343,7 @@ def test_no_deadline_is_ever_in_the_past(script: list[tuple[str, float, int]], m
         assert track.next_deadline() > now
         assert tick(track, now) == track, "a second look at the same time sees nothing new"
         assert (track.state is State.UP) <= (track.ike is not None and track.link_up)
-        assert len(track.window) <= health.WINDOW and 0 <= track.loss <= 1
+        figures = track.figures(now)
+        assert 0 <= figures.loss <= 1 and figures.rounds <= len(track.window)
+        assert figures.rounds == sum(at >= now - track.span_s for at, _ in track.window), "nothing stale"
         assert track.state is before.state or track.since == now

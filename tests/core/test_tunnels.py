@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpe_agent.core.compile import Site, compile_dataplane, with_active
-from cpe_agent.core.tunnels import RETRY_FIRST_S, RETRY_MAX_S, Attempt, Attempts, Step, altered, carrying, step
+from cpe_agent.core.tunnels import (
+    RETRY_FIRST_S,
+    RETRY_MAX_S,
+    UNANSWERED_S,
+    Attempt,
+    Attempts,
+    Step,
+    altered,
+    carrying,
+    head_start,
+    step,
+)
 from cpe_agent.model.dataplane import PROBE_CHILD, Backend, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
@@ -59,6 +70,14 @@ def ops(wanted: Tunnels, observed: Charon) -> list[TunnelOp]:
 
 def wanted_on(path: Path | None, dead: frozenset[int] = frozenset()) -> Tunnels:
     return Tunnels((WIRED, LTE), {path: frozenset({CENTRE})} if path else {}, dead)
+
+
+def remade(*children: int) -> Tunnels:
+    return msgspec.structs.replace(wanted_on(ON_WIRED), remake=frozenset(children))
+
+
+def barred(*names: str) -> Tunnels:
+    return msgspec.structs.replace(wanted_on(None), barred=frozenset(names))
 
 
 def with_other_settings(connection: Connection) -> Connection:
@@ -117,6 +136,11 @@ GOOD_LTE = sa_of(LTE, 2, PROBE_CHILD)
         ),
         # A double.
         (wanted_on(ON_WIRED), (sa_of(WIRED, 1, PROBE_CHILD, CENTRE, CENTRE), GOOD_LTE), [TerminateChild(101)]),
+        # Nothing comes back through it: it is ended, and started anew once it is gone.
+        (remade(101), (GOOD_WIRED, GOOD_LTE), [TerminateChild(101)]),
+        (remade(101), (sa_of(WIRED, 1, PROBE_CHILD), GOOD_LTE), [Initiate(WIRED.name, CENTRE)]),
+        # It may live nowhere now, though nobody else carries it.
+        (barred(CENTRE), (GOOD_WIRED, GOOD_LTE), [TerminateChild(101)]),
         # A path that is wanted no more; its traffic is elsewhere.
         (
             wanted_on(ON_WIRED),
@@ -127,6 +151,35 @@ GOOD_LTE = sa_of(LTE, 2, PROBE_CHILD)
 )
 def test_one_look(wanted: Tunnels, sas: tuple[IkeSa, ...], expected: list[TunnelOp]) -> None:
     assert ops(wanted, loaded(*sas)) == expected
+
+
+@pytest.mark.parametrize(
+    ("wanted", "known", "expected"),
+    [
+        # A move: what is started, and nothing else, is started.
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED, GOOD_LTE), [Initiate(LTE.name, CENTRE)]),
+        (wanted_on(ON_LTE, frozenset({1})), loaded(GOOD_WIRED, GOOD_LTE), [Initiate(LTE.name, CENTRE)]),
+        # In place already, not established, busy, judged dead, not loaded: that is for a look.
+        (wanted_on(ON_WIRED), loaded(GOOD_WIRED, GOOD_LTE), []),
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED), []),
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED, sa_of(LTE, 2, state="CONNECTING")), []),
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED, sa_of(LTE, 2, PROBE_CHILD, busy=True)), []),
+        (wanted_on(ON_LTE, frozenset({2})), loaded(GOOD_WIRED, GOOD_LTE), []),
+        (wanted_on(ON_LTE), loaded(GOOD_WIRED, GOOD_LTE, connections=(WIRED,)), []),
+    ],
+)
+def test_a_head_start(wanted: Tunnels, known: Charon, expected: list[TunnelOp]) -> None:
+    assert list(head_start(wanted, known, {}, 0.0).ops) == expected
+
+
+def test_that_a_head_start_is_counted_and_not_made_again_in_a_hurry() -> None:
+    known = loaded(GOOD_WIRED, GOOD_LTE)
+    other = {("cpe-other", PROBE_CHILD): Attempt(3, 9.0)}
+    first = head_start(wanted_on(ON_LTE), known, other, 0.0)
+    assert first.attempts == {**other, (LTE.name, CENTRE): Attempt(1, first.attempts[LTE.name, CENTRE].not_before)}
+    # The look right after it does not see it in charon yet.
+    assert step(wanted_on(ON_LTE), known, first.attempts, 0.01).ops == ()
+    assert head_start(wanted_on(ON_LTE), known, first.attempts, 0.01).ops == ()
 
 
 def test_a_path_that_goes_keeps_its_traffic_until_it_is_elsewhere() -> None:
@@ -185,6 +238,21 @@ def test_backoff_grows_is_capped_and_ends_with_success() -> None:
     assert all(later > sooner for sooner, later in itertools.pairwise(gaps[:5]))
     assert max(gaps) <= 1.25 * RETRY_MAX_S and min(gaps[-3:]) >= 0.75 * RETRY_MAX_S
     assert step(wanted_on(ON_WIRED), loaded(GOOD_WIRED, GOOD_LTE), attempts, now).attempts == {}
+
+
+def test_an_ike_sa_that_leaves_an_initiation_unanswered_is_dead_whatever_probes_say() -> None:
+    """The kernel of a hub whose charon was restarted goes on answering them."""
+    first = step(wanted_on(ON_LTE), loaded(GOOD_LTE), {}, 0.0)
+    assert Initiate(LTE.name, CENTRE) in first.ops
+    asked = msgspec.structs.replace(GOOD_LTE, busy=True, creating=True)
+    patient = step(wanted_on(ON_LTE), loaded(asked), first.attempts, UNANSWERED_S - 0.1)
+    assert not any(isinstance(op, TerminateIke) for op in patient.ops)
+    found = step(wanted_on(ON_LTE), loaded(asked), patient.attempts, UNANSWERED_S)
+    assert TerminateIke(GOOD_LTE.unique_id, force=True) in found.ops
+    # What rekeys itself is busy too, and alive.
+    rekeying = msgspec.structs.replace(GOOD_LTE, busy=True)
+    found = step(wanted_on(ON_LTE), loaded(rekeying), patient.attempts, UNANSWERED_S)
+    assert not any(isinstance(op, TerminateIke) for op in found.ops)
 
 
 def test_the_answering_side_only_ends_what_goes_too_far() -> None:

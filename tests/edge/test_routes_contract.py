@@ -48,6 +48,9 @@ WANTED = Routes(
             Rule(6, 120, 15500, source="fd0a::1"),
             Rule(4, 130, 15500, iif="not-there"),
             Rule(4, 140, 15510, source="10.5.0.1"),
+            Rule(4, 150, 254, iif="lo", near=True),
+            Rule(6, 150, 254, iif="lo", near=True),
+            Rule(4, 160, 15502, iif="lo"),
         }
     ),
     routes=frozenset(
@@ -190,7 +193,7 @@ async def settle(port: RoutePort, wanted: Routes) -> None:
     assert diff(wanted, await port.read()) == ()
 
 
-def changes_of(port: RoutePort) -> AsyncGenerator[None, None]:
+def changes_of(port: RoutePort) -> AsyncGenerator[frozenset[str], None]:
     changes = port.changes()
     assert isinstance(changes, AsyncGenerator)
     return changes
@@ -304,6 +307,32 @@ async def test_a_lost_carrier_is_seen_and_keeps_routes(bed: Bed) -> None:
     assert await bed.port.read() == WANTED
 
 
+@pytest.mark.parametrize("lose", ["carrier", "admin", "device"])
+async def test_a_lost_link_is_told_by_name(bed: Bed, lose: str) -> None:
+    """And nothing else is, nor is one that comes."""
+    bed.world.add_wan()
+    await eventually(bed.port, True)
+    with trio.fail_after(10):
+        async with aclosing(changes_of(bed.port)) as changes:
+            assert await anext(changes) == frozenset()
+            match lose:
+                case "carrier":
+                    bed.world.set_carrier(False)
+                case "admin":
+                    bed.world.set_wan_down()
+                case _:
+                    bed.world.remove_wan()
+            lost: frozenset[str] = frozenset()
+            while not lost:
+                lost = await anext(changes)
+            # The other end of a real wire goes down with it.
+            assert WAN in lost <= {WAN, PEER}
+            if lose == "carrier":
+                bed.world.set_carrier(True)
+                while not (await bed.port.links()).by_name[WAN].up:
+                    assert WAN not in await anext(changes)
+
+
 @pytest.mark.parametrize(
     "op",
     [
@@ -333,7 +362,8 @@ async def test_changes_wake_a_waiting_reader(bed: Bed, op: RouteOp) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(count)
             # The first yield, and whatever an earlier test set going, has come: only `op` can wake us again.
-            await wait_all_tasks_blocked(0.05)
+            # (Carriers are looked at 40 times a second: longer than between two looks no task is ever idle.)
+            await wait_all_tasks_blocked(0.01)
             assert yielded >= 1
             woken = trio.Event()
             await bed.port.apply([op])

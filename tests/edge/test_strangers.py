@@ -60,6 +60,8 @@ async def test_nothing_of_ours_and_nothing_farther_away() -> None:
         ("rule add priority 111 iif str0 fwmark 1 table 15501 protocol 155", "(fwmark, fwmask)"),
         ("rule add priority 111 not from 10.9.0.0/16 table main protocol 155", "(not)"),
         ("rule add priority 111 iif str0 unreachable protocol 155", "(action)"),
+        ("rule add priority 111 iif str0 table 15501 suppress_prefixlength 8 protocol 155", "(suppress_prefixlen)"),
+        ("route add 10.2.0.0/24 dev str0 table 15502", "route 10.2.0.0/24 table 15502 metric 0 is somebody else's"),
     ],
 )
 async def test_a_stranger(command: str, words: str) -> None:

@@ -6,20 +6,23 @@ Tests set the facts (`set_link`, `remove_link`, `foreign_...`); each such change
 from __future__ import annotations
 
 import ipaddress
+import itertools
 from collections.abc import AsyncGenerator, Sequence
 
 import msgspec
 import trio
 
-from cpe_agent.model.dataplane import INBOUND, OVERLAY, Backend, Route, Routes, Rule
-from cpe_agent.model.observed import Link, Links
+from cpe_agent.model.dataplane import INBOUND, OVERLAY, Backend, BlockPolicy, Route, Routes, Rule
+from cpe_agent.model.observed import Link, LinkBytes, LinkCounters, Links
 from cpe_agent.model.ops import (
     AddAddress,
     AddDevice,
+    AddPolicy,
     AddRoute,
     AddRule,
     DeleteAddress,
     DeleteDevice,
+    DeletePolicy,
     DeleteRoute,
     DeleteRule,
     RouteOp,
@@ -33,11 +36,12 @@ class RefusedError(Exception):
 
 
 class FakeRoutes:
-    """`versions`: IP versions of this kernel; `has_dummy`: whether it can make dummy devices."""
+    """`versions`: IP versions of this kernel; `has_dummy`: whether it can make dummy devices; `boot`: which this is."""
 
     def __init__(self, *, versions: tuple[int, ...] = (4, 6), has_dummy: bool = True) -> None:
         self.versions = versions
         self.has_dummy = has_dummy
+        self.boot = "boot-1"
         self.ops: list[RouteOp] = []
         self.foreign_routes: set[Route] = set()
         self.foreign_addresses: set[str] = set()
@@ -46,9 +50,12 @@ class FakeRoutes:
         self._routes: set[Route] = set()
         self._devices: set[str] = set()
         self._forwarding: set[int] = set()
+        self._policies: set[BlockPolicy] = set()
         self._links: dict[str, Link] = {"lo": Link("lo", True)}
         # Administratively down is more than without carrier: routes go.
         self._admin_down: set[str] = set()
+        self._counted: dict[str, LinkBytes] = {}
+        self._indices = itertools.count(2)
         self._changes = 0
         self._changed = trio.Event()
 
@@ -56,6 +63,8 @@ class FakeRoutes:
         """This is the interface `link.name` now."""
         assert admin_up or not link.up, "a link that is administratively down is not up"
         self._links[link.name] = link
+        if link.name not in self._counted:
+            self._counted[link.name] = LinkBytes(next(self._indices), 0, 0)
         self._admin_down.discard(link.name)
         if not admin_up:
             self._admin_down.add(link.name)
@@ -68,9 +77,20 @@ class FakeRoutes:
 
     def remove_link(self, name: str) -> None:
         del self._links[name]
+        self._counted.pop(name, None)
         self._devices.discard(name)
         self._drop_routes(name)
         self._change()
+
+    def carry(self, name: str, received: int, sent: int = 0) -> None:
+        """So many bytes more have passed."""
+        counted = self._counted[name]
+        self._counted[name] = LinkBytes(counted.index, counted.received + received, counted.sent + sent)
+
+    def reboot(self) -> None:
+        """All interfaces are there again, and count from 0."""
+        self.boot += "+"
+        self._counted = {name: LinkBytes(counted.index, 0, 0) for name, counted in self._counted.items()}
 
     async def read(self) -> Routes:
         await trio.lowlevel.checkpoint()
@@ -80,6 +100,7 @@ class FakeRoutes:
             routes=frozenset(self._routes),
             devices=frozenset(self._devices),
             forwarding=frozenset(self._forwarding),
+            policies=frozenset(self._policies),
         )
 
     async def strangers(self) -> tuple[str, ...]:
@@ -107,15 +128,22 @@ class FakeRoutes:
         await trio.lowlevel.checkpoint()
         return Links(dict(self._links))
 
-    async def changes(self) -> AsyncGenerator[None, None]:
-        seen = self._changes
+    async def counters(self) -> LinkCounters:
         await trio.lowlevel.checkpoint()
-        yield
+        return LinkCounters(self.boot, dict(self._counted))
+
+    async def changes(self) -> AsyncGenerator[frozenset[str], None]:
+        seen, told = self._changes, self._up()
+        await trio.lowlevel.checkpoint()
+        yield frozenset()
         while True:
             while self._changes == seen:
                 await self._changed.wait()
-            seen = self._changes
-            yield
+            before, seen, told = told, self._changes, self._up()
+            yield before - told
+
+    def _up(self) -> frozenset[str]:
+        return frozenset(name for name, link in self._links.items() if link.up)
 
     def _change(self) -> None:
         self._changes += 1
@@ -149,6 +177,10 @@ class FakeRoutes:
                 self._add_route(op.route)
             case DeleteRoute():
                 self._routes.discard(op.route)
+            case AddPolicy():
+                self._policies.add(op.policy)
+            case DeletePolicy():
+                self._policies.discard(op.policy)
             case SetForwarding():
                 if op.on:
                     self._need(op.family)

@@ -19,13 +19,15 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from tests.lab.container import Container, LabError, Process, wait_until
 from tests.lab.init import LOGS
+from tests.lab.pace import patience
 
 PORT = 7000
 TWIN_FIRST = 1_000_000  # its sequence numbers start here, so that they are told from the other's
@@ -46,10 +48,19 @@ class Direction:
     longest_gap_ms: float
     longest_gap_at_s: float  # when it began
     longest_delay_ms: float
+    # Lost before something of the same sender arrived later: with a twin, what each sends to nobody is no loss.
+    lost_between: int = 0
+    # When something was heard, from the first packet sent to the last.
+    heard_s: tuple[float, ...] = field(default=(), repr=False)
 
     @property
     def lost(self) -> int:
         return self.sent - self.received
+
+    def longest_gap_since_ms(self, at_s: float) -> float:
+        """Of the gaps that were not over by then: a busy machine's earlier ones do not count."""
+        gaps = (after - before for before, after in pairwise(self.heard_s) if after > at_s)
+        return max(gaps, default=0.0) * 1000
 
 
 @dataclass(frozen=True)
@@ -86,6 +97,7 @@ class Flow:
         self.name = f"flow-{number}-{client}-{server}"
         self._container = container
         self._result: FlowResult | None = None
+        linger_ms = patience(linger_ms)
         self._linger_s = linger_ms / 1000
         common = ["--port", str(port), "--rate", str(rate), "--seconds", str(seconds), "--linger-ms", str(linger_ms)]
         # The server must be there first, and the client's first packet must not be early.
@@ -139,7 +151,7 @@ class Flow:
         with open(log, "wb") as stdout, open(errors, "wb") as stderr:
             argv = [sys.executable, "-S", str(_SCRIPT), *arguments]
             process = self._container.spawn(argv, namespace=host, stdout=stdout, stderr=stderr)
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + patience(_START_S)
         while b"\n" not in log.read_bytes():
             if not process.running or time.monotonic() > deadline:
                 raise LabError(f"{self.name}: the {end} did not start: {errors.read_text().strip()}")
@@ -157,19 +169,27 @@ def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
     longest_delay_ns = 0
     longest_gap_ns, longest_gap_at_ns = 0, sender["first_sent_ns"]
     previous_ns = sender["first_sent_ns"]
+    heard_ns = [previous_ns]
     for number, arrived_ns, sent_ns in receiver["arrivals"]:
         sequence = number if number < TWIN_FIRST else twin_first + number - TWIN_FIRST
         if arrived_ns - previous_ns > longest_gap_ns:
             longest_gap_ns, longest_gap_at_ns = arrived_ns - previous_ns, previous_ns
         previous_ns = max(previous_ns, arrived_ns)
+        heard_ns.append(previous_ns)
         longest_delay_ns = max(longest_delay_ns, arrived_ns - sent_ns)
         duplicates += sequence in seen
         reordered += sequence < highest and sequence not in seen
         highest = max(highest, sequence)
         seen.add(sequence)
+    heard_ns.append(max(previous_ns, sender["last_sent_ns"]))
     if sender["last_sent_ns"] - previous_ns > longest_gap_ns:
         longest_gap_ns, longest_gap_at_ns = sender["last_sent_ns"] - previous_ns, previous_ns
+    lost_between = 0
+    for first, end in ((0, twin_first), (twin_first, sent)):
+        heard = [sequence for sequence in seen if first <= sequence < end]
+        lost_between += max(heard) + 1 - first - len(heard) if heard else 0
     return Direction(
+        lost_between=lost_between,
         sent=sent,
         received=len(seen),
         duplicates=duplicates,
@@ -178,6 +198,7 @@ def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
         longest_gap_ms=longest_gap_ns / 1e6,
         longest_gap_at_s=longest_gap_at_ns / 1e9,
         longest_delay_ms=longest_delay_ns / 1e6,
+        heard_s=tuple(ns / 1e9 for ns in heard_ns),
     )
 
 

@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cpe_controller.parse import parse
 from tests.bench.__main__ import MEASURES, main
+from tests.bench.bench import Measure
 from tests.bench.figure import keep, summarise
 
 
@@ -17,6 +19,31 @@ def test_of_losses_the_worst_counts_and_of_all_else_the_median() -> None:
     assert summarise("rate", "1/s", "userland", [1, 9, 2], worst=False).value == 2
     with pytest.raises(ValueError, match="no run"):
         summarise("rate", "1/s", "userland", [], worst=False)
+
+
+def test_the_median_may_have_a_limit_besides_the_worst() -> None:
+    measure = Measure("outage_ms", "ms", "", limit=500, median_limit=420, runs=3, take=lambda bench: [])
+    assert measure.limits == "at most 500, median 420"
+
+    def holds(*samples: float) -> bool:
+        return measure.holds(summarise("outage_ms", "ms", "userland", samples, worst=True))
+
+    assert holds(300, 420, 500)
+    assert not holds(300, 420, 501)
+    assert not holds(421, 421, 421)
+
+
+def test_every_name_is_one_figure_and_every_lab_has_its_description() -> None:
+    names = [measure.name for measure in MEASURES]
+    assert len(set(names)) == len(names)
+    for measure in MEASURES:
+        network = parse(measure.setting.network_yaml())
+        described = {site.name for site in (*network.hubs, *network.branches)}
+        assert described == {site.name for site in measure.setting.network.sites}
+    setting = next(measure.setting for measure in MEASURES if measure.name == "outage_blackhole_50x3_ms")
+    assert setting.interval_s == 0.05
+    for site in parse(setting.network_yaml()).branches:
+        assert {(uplink.probe.active_interval_ms, uplink.probe.misses) for uplink in site.uplinks} == {(50, 3)}
 
 
 def test_figures_measured_earlier_are_kept(tmp_path: Path) -> None:

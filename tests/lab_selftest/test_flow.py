@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from tests.lab.flow import TWIN_FIRST, all_heard, all_sent, join
 
 MS = 1_000_000
@@ -40,6 +42,15 @@ def test_a_direction_that_dies_shows_a_gap_until_the_end() -> None:
 def test_a_direction_that_never_lived_shows_nothing_but_gap() -> None:
     seen = join(_sender(100), {"arrivals": []})
     assert (seen.received, seen.lost_ranges, seen.longest_gap_ms) == (0, ((0, 99),), 990.0)
+
+
+def test_gaps_that_were_over_before_do_not_count() -> None:
+    seen = join(_sender(100), _receiver([0, *range(20, 50), *range(55, 90)]))
+    assert seen.longest_gap_ms == 200.0
+    assert seen.longest_gap_since_ms(1.1) == pytest.approx(200)  # it was not over
+    assert seen.longest_gap_since_ms(1.202) == pytest.approx(99)  # until the last packet sent
+    assert seen.longest_gap_since_ms(1.98) == pytest.approx(99)
+    assert join(_sender(60), _receiver([*range(10), *range(20, 60)])).longest_gap_since_ms(1.3) == pytest.approx(10)
 
 
 def test_a_server_that_was_never_spoken_to() -> None:

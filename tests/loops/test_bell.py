@@ -18,6 +18,14 @@ async def test_that_rings_before_the_wait_are_answered_together(autojump_clock: 
     assert await bell.wait(trio.current_time() + 1) == set()
 
 
+async def test_that_what_was_rung_can_be_looked_at_before_the_answer(autojump_clock: MockClock) -> None:
+    bell = Bell()
+    bell.ring("a")
+    bell.ring("b", "a")
+    assert bell.rung == {"a", "b"} == await bell.wait()
+    assert bell.rung == frozenset()
+
+
 async def test_that_a_wait_ends_at_its_time(autojump_clock: MockClock) -> None:
     bell = Bell()
     start = trio.current_time()

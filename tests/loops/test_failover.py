@@ -5,10 +5,12 @@ from __future__ import annotations
 from itertools import pairwise
 
 import msgspec
+import pytest
 import trio
 from trio.testing import MockClock
 
-from cpe_agent.model.dataplane import Ruleset
+from cpe_agent.model.dataplane import MAIN, OWN, Route, Ruleset
+from cpe_agent.model.document import Probing
 from cpe_agent.model.observed import Link
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, branch
 from tests.loops.story import Line, expect
@@ -30,8 +32,9 @@ async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
     world.publish(branch())
     async with world.agent() as agent:
         await trio.sleep(3)
+        lines = world.story.since(0, "rules", "tunnels")
         expect(
-            world.story.since(0, "rules", "tunnels"),
+            lines[:-3],
             [
                 "rules replace table",
                 "rules add protected4 *, add uplinks lte wired",
@@ -45,11 +48,17 @@ async def test_start_of_a_branch(autojump_clock: MockClock) -> None:
                 "tunnels initiate wired.centre.wan probe",
                 "tunnels initiate wired.cloud.wan probe",
                 "rules add answering4 * local_pairs4 *",
+            ],
+        )
+        # Paths are independent: only within one is there an order.
+        expect(
+            _about("centre", lines[-3:]),
+            [
                 "tunnels initiate wired.centre.wan traffic-centre",
-                "tunnels initiate wired.cloud.wan traffic-cloud",
                 "tunnels initiate wired.centre.wan traffic-centre+cloud",
             ],
         )
+        expect(_about("cloud", lines[-3:]), ["tunnels initiate wired.cloud.wan traffic-cloud"])
         texts = [str(line) for line in world.story.lines]
         assert texts.index("rules replace table") < texts.index("routes forwarding 4 on")
         assert world.carried() == HOME
@@ -61,7 +70,7 @@ async def test_that_nothing_is_done_once_all_is_well(autojump_clock: MockClock) 
     world = World()
     world.publish(branch())
     async with world.agent() as agent:
-        await trio.sleep(3)
+        await trio.sleep(4)  # and its document is confirmed
         settled_at = trio.current_time()
         await trio.sleep(90)
         expect(world.story.since(settled_at), [])
@@ -77,7 +86,7 @@ async def test_that_a_slow_kernel_does_not_change_the_order(autojump_clock: Mock
         await trio.sleep(10)
         lines = world.story.since(0, "rules", "routes", "tunnels")
         first = {topic: min(line.at_s for line in lines if line.topic == topic) for topic in ("rules", "tunnels")}
-        locked_at = max(line.at_s for line in lines if line.topic == "routes")
+        locked_at = max(line.at_s for line in lines if line.topic == "routes" and not _own_way(line))
         assert first["rules"] < locked_at <= first["tunnels"], "a tunnel came up before its routes were there"
         protected_at = min(line.at_s for line in lines if "add" in line.text and "protected4" in line.text)
         assert protected_at <= first["tunnels"], "what is sent into tunnels is not yet protected from leaving elsewhere"
@@ -96,7 +105,7 @@ async def test_blackhole_of_the_active_uplink_and_its_healing(autojump_clock: Mo
         assert len(moved) == 3 and all("reason=path_down_probes" in line.text for line in moved), moved
         assert all(line.at_s - fault_at <= DETECTION_S for line in moved), moved
         # How many children a dead IKE_SA is asked to end before it is ended by force does not matter.
-        lines = [line for line in world.story.since(fault_at, *KERNEL) if not _ends_child(line)]
+        lines = [line for line in world.story.since(fault_at, *KERNEL) if not _ends_child(line) and not _own_way(line)]
         expect(
             _about("centre", lines),
             [
@@ -125,7 +134,7 @@ async def test_blackhole_of_the_active_uplink_and_its_healing(autojump_clock: Mo
         moved = world.story.events("bundle_moved", healed_at)
         assert len(moved) == 3 and all("reason=failback" in line.text for line in moved), moved
         assert all(0 <= line.at_s - back_at - FAILBACK_S <= INTERVAL_S + 0.01 for line in moved), moved
-        lines = world.story.since(back_at, *KERNEL)
+        lines = [line for line in world.story.since(back_at, *KERNEL) if not _own_way(line)]
         expect(
             _about("centre", lines),
             [
@@ -189,6 +198,40 @@ async def test_that_a_lost_link_counts_at_once(autojump_clock: MockClock) -> Non
         assert all("path_down_link" in line.text for line in moved)
         assert "UplinkDown wired" in await agent.conditions()
         assert world.carried() == ON_LTE
+
+
+@pytest.mark.parametrize("goes", ["carrier", "device"])
+async def test_that_a_lost_link_waits_for_no_reading(autojump_clock: MockClock, goes: str) -> None:
+    """Rules, routes, links and IKE_SAs are listed beside it, for as long as that takes."""
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        world.kernel_takes_s = world.reading_takes_s = 2.0
+        # A listing is under way already.
+        world.routes.foreign_routes.add(Route(MAIN, "192.0.2.0/24", "lan0"))
+        world.routes.set_carrier("lan0", False)
+        await trio.sleep(0.5)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        if goes == "carrier":
+            world.routes.set_carrier("wired", False)
+        else:
+            world.routes.remove_link("wired")
+        await trio.sleep(0.5)
+        assert {line.at_s for line in world.story.events("bundle_moved", fault_at)} == {fault_at}
+        # One exchange at a time in each IKE_SA: the second bundle to the centre waits for the first, and for a look.
+        started = world.story.since(fault_at, "tunnels")
+        expect(
+            started, ["tunnels initiate lte.centre.wan traffic-centre", "tunnels initiate lte.cloud.wan traffic-cloud"]
+        )
+        assert {line.at_s for line in started} == {fault_at}
+        await trio.sleep(5)
+        assert world.carried() == ON_LTE
+        doubled = [line for line in world.story.since(fault_at, "tunnels") if "initiate lte" in line.text]
+        assert len(doubled) == 3, doubled
+        said = [line.text for line in world.story.events("link_changed", fault_at) if "interface=wired" in line.text]
+        assert said and not any("state=up" in text for text in said), f"a reading from before was believed: {said}"
 
 
 async def test_that_an_ended_ike_sa_counts_at_once(autojump_clock: MockClock) -> None:
@@ -271,6 +314,22 @@ async def test_that_an_uplink_may_get_another_address(autojump_clock: MockClock)
         assert len(world.charon.ike_sas()) == 4
 
 
+async def test_that_a_failure_is_found_in_time_after_the_pace_was_changed(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(30)
+        slower = Probing(2 * INTERVAL_MS, 2 * INTERVAL_MS, MISSES - 1)
+        uplinks = {name: msgspec.structs.replace(one, probe=slower) for name, one in branch().uplinks.items()}
+        world.publish(branch(2, uplinks=uplinks))
+        await trio.sleep(2)
+        fault_at = trio.current_time()
+        world.blackhole("wired")
+        await trio.sleep(2 * INTERVAL_S * MISSES + 0.1)
+        assert world.carried() == ON_LTE, "misses are not counted"
+        assert len(world.story.events("bundle_moved", fault_at)) == 3
+
+
 async def test_that_a_removed_pair_takes_its_rule_and_its_tunnel(autojump_clock: MockClock) -> None:
     world = World()
     world.publish(branch())
@@ -293,6 +352,46 @@ def _ends_child(line: Line) -> bool:
     return line.text.startswith("end wired.") and "traffic-" in line.text
 
 
+def _own_way(line: Line) -> bool:
+    """By which uplink the router's own packets leave."""
+    return line.topic == "routes" and line.text.endswith(f"table {OWN}")
+
+
 def _about(hub: str, lines: list[Line]) -> list[Line]:
     """What was done on the paths to this hub: paths are independent, so only within one is there an order."""
     return [line for line in lines if f".{hub}.wan" in line.text]
+
+
+async def test_that_the_routers_own_traffic_leaves_a_dead_uplink_and_comes_back(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(10)
+        assert await _own_routes(world) == {("wired", "203.0.113.17")}
+        world.blackhole("wired")
+        await trio.sleep(2)
+        assert await _own_routes(world) == {("lte", "100.64.1.1")}
+        world.heal("wired")
+        await trio.sleep(60)
+        assert await _own_routes(world) == {("wired", "203.0.113.17")}
+        # No path at all: nobody knows better than the kernel's own default routes.
+        world.blackhole("wired")
+        world.blackhole("lte")
+        await trio.sleep(5)
+        assert await _own_routes(world) == set()
+        assert agent.cells.targets.value["routes"].drift_total == 0
+
+
+async def test_that_a_restarted_agent_leaves_the_way_out_as_it_is(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+    restarted_at = trio.current_time()
+    async with world.agent():
+        await trio.sleep(10)
+    assert world.story.since(restarted_at, "routes") == []
+
+
+async def _own_routes(world: World) -> set[tuple[str, str]]:
+    return {(route.device, route.gateway) for route in (await world.routes.read()).routes if route.table == OWN}

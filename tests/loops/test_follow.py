@@ -11,10 +11,11 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cpe_agent.model.dataplane import FOUND_TABLES
 from cpe_agent.model.document import Document, encode
 from cpe_agent.ports import SignedDocument
 from tests.loops.documents import PAIRS, POST, STRANGER, branch
-from tests.loops.story import expect
+from tests.loops.story import Line, expect
 from tests.loops.world import World
 
 KERNEL = ("rules", "routes", "tunnels")
@@ -57,6 +58,7 @@ BAD = {
         "has passed",
     ),
     "mass removal": (POST.send(branch(2, pairs=PAIRS[:1])), "pairs", "allow_mass_removal"),
+    "no peers": (POST.send(branch(2, peers={}, pairs=())), "peers", "allow_mass_removal"),
     "another schema": (_edited(lambda d: d.update(schema=99)), "schema", "99"),
 }
 
@@ -93,7 +95,7 @@ async def test_that_a_bad_first_document_opens_nothing(autojump_clock: MockClock
     world.controller.put(STRANGER.send(branch()), (1, 1))
     async with world.agent() as agent:
         await trio.sleep(30)
-        expect(world.story.since(0, *KERNEL), ["rules replace table"])
+        expect(_but_its_own_way_out(world), ["rules replace table"])
         assert {"NoDocument", "DocumentRejected"} == set(await agent.conditions())
 
 
@@ -107,7 +109,7 @@ async def test_that_a_stored_document_is_verified_again(autojump_clock: MockCloc
     }[damage]
     async with world.agent() as agent:
         await trio.sleep(30)
-        expect(world.story.since(0, *KERNEL), ["rules replace table"])
+        expect(_but_its_own_way_out(world), ["rules replace table"])
         assert "NoDocument" in await agent.conditions()
         assert len(world.story.events("document_rejected")) == 1
 
@@ -192,3 +194,44 @@ def _version(signed: SignedDocument | None) -> int:
 def test_that_the_documents_of_these_tests_differ_from_the_good_one() -> None:
     good: Document = branch(1)
     assert all(signed.raw != encode(good) for signed, _, _ in BAD.values())
+
+
+def _but_its_own_way_out(world: World) -> list[Line]:
+    """What was done, without the routes by which a router that was never told anything asks its controller."""
+    return [line for line in world.story.since(0, *KERNEL) if f"table {FOUND_TABLES // 10}" not in line.text]
+
+
+async def test_that_without_a_document_every_link_is_tried_by_its_own_way(autojump_clock: MockClock) -> None:
+    world = World()
+    world.controller.fault = "timed out"
+    async with world.agent():
+        await trio.sleep(20)
+        assert {"", "203.0.113.18", "100.64.1.10"} == set(world.controller.asked)
+        found = await world.routes.read()
+        ways = {(route.device, route.gateway) for route in found.routes if route.destination == "0.0.0.0/0"}
+        assert ways == {("wired", "203.0.113.17"), ("lte", "100.64.1.1")}
+        assert {rule.source for rule in found.rules} == {"203.0.113.18", "100.64.1.10"} and not found.forwarding
+        world.controller.fault = None
+        world.publish(branch())
+        await trio.sleep(40)
+        assert world.carried()
+
+
+async def test_that_a_silent_uplink_is_left_at_once(autojump_clock: MockClock) -> None:
+    """The stream over it would be missed after 30 s; the paths know within a second."""
+    world = World()
+    world.publish(branch())
+    async with world.agent():
+        await trio.sleep(10)
+        asked = len(world.controller.asked)
+        world.blackhole("wired")
+        await trio.sleep(3)
+        assert world.controller.asked[asked:] == ["100.64.1.10"] * 2, "a document, then the stream"
+        # What comes over the good link is obeyed, and the good link is not left.
+        world.publish(branch(2))
+        await trio.sleep(1)
+        assert world.story.events("document_accepted")[-1].text.endswith("version=2")
+        world.heal("wired")
+        await trio.sleep(60)
+        assert world.controller.asked[-1] == "203.0.113.18"
+        assert not world.story.events("controller_lost")

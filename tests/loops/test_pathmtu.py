@@ -11,7 +11,16 @@ from trio.testing import MockClock
 from cpe_agent.core.compile import compile_dataplane
 from cpe_agent.core.pathmtu import LADDER, Target
 from cpe_agent.loops.cells import Cells, Plan
-from cpe_agent.loops.pathmtu import AGAIN_S, AT_ONCE, PATIENCE_S, RETRY_S, PathMtus, probe_children
+from cpe_agent.loops.pathmtu import (
+    AGAIN_S,
+    AT_ONCE,
+    PATIENCE_S,
+    RETRY_S,
+    STANDBY_AGAIN_S,
+    Found,
+    PathMtus,
+    probe_children,
+)
 from cpe_agent.model.dataplane import PROBE_CHILD
 from cpe_agent.model.document import Document, Peer
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa
@@ -26,6 +35,9 @@ RTT_S = 0.05
 LOST_S = 3 * PATIENCE_S
 
 
+TRAFFIC = ChildSa("traffic-centre", 999, "INSTALLED", ("10.101.0.0/24",), ("10.10.0.0/24",))
+
+
 class World:
     """Cells with a document in force, and an internet; `up` brings a path's probe child up."""
 
@@ -33,6 +45,8 @@ class World:
         self.cells = Cells()
         self.prober = FakeProber()
         self.children: dict[tuple[str, str], int] = {}
+        self.connection = "cpe-x-1"
+        self.carrying = True
         self.measuring = PathMtus(self.cells, self.prober)
         links, site = (HUB_LINKS, HUB) if document.role == "hub" else (LINKS, BRANCH)
         self.cells.plan.set(Plan(document, compile_dataplane(document, links, site)[0], (), {}))
@@ -52,7 +66,13 @@ class World:
 
     def tell(self) -> None:
         sas = tuple(
-            IkeSa("cpe-x-1", 100 + child, "ESTABLISHED", True, children=(probe_child(child, *path),))
+            IkeSa(
+                self.connection,
+                100 + child,
+                "ESTABLISHED",
+                True,
+                children=(probe_child(child, *path), *((TRAFFIC,) if self.carrying else ())),
+            )
             for path, child in self.children.items()
         )
         self.cells.charon.set(Charon({}, sas, True))
@@ -131,6 +151,35 @@ async def test_that_a_path_is_measured_again_when_it_is_another_and_now_and_then
     assert len(world.prober.sent) == sent
 
 
+async def test_that_a_path_that_stands_by_is_measured_when_it_is_another_way_and_once_a_day(
+    world: World, autojump_clock: MockClock
+) -> None:
+    world.carrying = False
+    world.up(WIRED, 1)
+    await trio.sleep(1)
+    assert world.found == {WIRED: LADDER[0]} and len(world.prober.sent) == 1
+    # Rekeyed, again and again: the way is the same.
+    for child in range(2, 6):
+        world.up(WIRED, child)
+        await trio.sleep(STANDBY_AGAIN_S / 6)
+    assert len(world.prober.sent) == 1
+    await trio.sleep(STANDBY_AGAIN_S / 2)
+    assert len(world.prober.sent) == 2
+    # From another address of ours.
+    world.connection = "cpe-x-2"
+    world.up(WIRED, 7, carries=1400)
+    await trio.sleep(4 * LOST_S)
+    assert world.found == {WIRED: 1400}
+    # What begins to carry traffic was last measured long ago.
+    sent = len(world.prober.sent)
+    await trio.sleep(AGAIN_S)
+    assert len(world.prober.sent) == sent
+    world.carrying = True
+    world.tell()
+    await trio.sleep(1)
+    assert len(world.prober.sent) > sent
+
+
 async def test_that_a_path_on_which_nothing_came_back_is_tried_again_soon(
     world: World, autojump_clock: MockClock
 ) -> None:
@@ -201,4 +250,5 @@ def test_that_the_newest_probe_child_counts() -> None:
     other = ChildSa("traffic", 9, "INSTALLED", (f"{SOURCE}/32",), (f"{ADDRESS}/32",))
     going = ChildSa(PROBE_CHILD, 11, "DELETING", (f"{SOURCE}/32",), (f"{ADDRESS}/32",))
     charon = Charon({}, (IkeSa("cpe-x-1", 1, "ESTABLISHED", True, children=(new, other, old, going)),), True)
-    assert probe_children(charon) == {(SOURCE, ADDRESS): 5, (SOURCE, "10.255.1.2"): 5}
+    found = Found(5, ("cpe-x-1", ""), carries=True)
+    assert probe_children(charon) == {(SOURCE, ADDRESS): found, (SOURCE, "10.255.1.2"): found}

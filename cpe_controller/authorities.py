@@ -1,0 +1,116 @@
+"""Which authorities has this state directory, and what may each do?
+
+    root.pem, root.key      vouches for the two below; every site pins it. Its key is for `init` and `renew` only: take
+                            it away after init and keep it offline.
+    sites.pem, sites.key    vouches for sites, and can vouch for nothing else: what faces the web has this key and no
+                            other. The newest comes first; older ones are behind it, as long as certificates of theirs
+                            live.
+    server.pem, server.key  the server's own, from the root itself, so that whoever gets sites.key is still no
+                            controller
+
+In: the directory. Out: certificates and keys, or a `SetupError`.
+"""
+
+from __future__ import annotations
+
+import datetime as dt
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from cryptography import x509
+
+from cpe_controller import pki
+from cpe_controller.files import SetupError, read, save
+
+
+@dataclass(frozen=True)
+class ServerFiles:
+    """What the server's TLS needs, as files."""
+
+    certificate: Path
+    key: Path
+    root: Path
+    sites: Path
+
+
+def make(state_dir: Path, network: str, addresses: Sequence[str], now: dt.datetime) -> None:
+    """A new root, and what it vouches for."""
+    root = pki.new_authority(network, now)
+    save(state_dir / "root.key", pki.key_pem(root.key), 0o600)
+    save(state_dir / "root.pem", root.pem(), 0o644)
+    renew(state_dir, root, network, addresses, now)
+
+
+def renew(state_dir: Path, root: pki.Authority, network: str, addresses: Sequence[str], now: dt.datetime) -> None:
+    """A new authority for sites and a new certificate for the server. Older authorities stay trusted until they end."""
+    try:
+        older = list(x509.load_pem_x509_certificates((state_dir / "sites.pem").read_bytes()))
+    except FileNotFoundError:
+        older = []
+    sites = pki.new_sites_authority(root, network, now)
+    living = [pki.certificate_pem(one) for one in older if one.not_valid_after_utc > now]
+    # The key first: an old certificate with a new key is refused at load, and `renew` again mends it.
+    save(state_dir / "sites.key", pki.key_pem(sites.key), 0o600)
+    save(state_dir / "sites.pem", b"".join([sites.pem(), *living]), 0o644)
+    new_server_certificate(state_dir, root, network, addresses, now)
+
+
+def new_server_certificate(
+    state_dir: Path, root: pki.Authority, network: str, addresses: Sequence[str], now: dt.datetime
+) -> None:
+    """The key stays when the certificate is renewed: whatever a crash leaves behind, the two belong together."""
+    path = state_dir / "server.key"
+    key = pki.load_key(read(path)) if (state_dir / "server.pem").exists() and path.exists() else pki.new_key()
+    certificate = pki.issue_server(root, network, addresses, key.public_key(), now)
+    save(path, pki.key_pem(key), 0o600)
+    save(state_dir / "server.pem", pki.certificate_pem(certificate), 0o644)
+
+
+def server_files(state_dir: Path, network: str, addresses: Sequence[str], now: dt.datetime) -> ServerFiles:
+    """The server's certificate. Past half of its life it is renewed, if the root's key is here."""
+    files = ServerFiles(*(state_dir / name for name in ("server.pem", "server.key", "root.pem", "sites.pem")))
+    spent = pki.half_spent(x509.load_pem_x509_certificate(read(files.certificate)), now)
+    if spent and (state_dir / "root.key").exists():
+        new_server_certificate(state_dir, root(state_dir), network, addresses, now)
+    return files
+
+
+def root(state_dir: Path, key: Path | None = None) -> pki.Authority:
+    """The root with its key, which may have been brought from elsewhere."""
+    path = key or state_dir / "root.key"
+    if not path.exists():
+        raise SetupError(f"{path} is not there: bring the root's key back for this command (--root-key FILE)")
+    return _authority(path, state_dir / "root.pem")
+
+
+def sites(state_dir: Path) -> pki.Authority:
+    """What issues sites' certificates."""
+    return _authority(state_dir / "sites.key", state_dir / "sites.pem")
+
+
+def root_pem(state_dir: Path) -> str:
+    return read(state_dir / "root.pem").decode()
+
+
+def trusted(state_dir: Path) -> tuple[str, ...]:
+    """The root and every authority of sites that still vouches for one, as PEMs: the root first."""
+    found = x509.load_pem_x509_certificates(read(state_dir / "sites.pem"))
+    return (root_pem(state_dir), *(pki.certificate_pem(one).decode() for one in found))
+
+
+def pin(state_dir: Path) -> str:
+    """By which a new box knows the root: the SHA-256 of its DER, in hex."""
+    return pki.fingerprint(x509.load_pem_x509_certificate(read(state_dir / "root.pem")))
+
+
+def _authority(key: Path, certificate: Path) -> pki.Authority:
+    try:
+        loaded = pki.Authority(pki.load_key(read(key)), x509.load_pem_x509_certificate(read(certificate)))
+    except ValueError as error:
+        raise SetupError(f"{key} with {certificate} cannot be used: {error}") from error
+    if loaded.key.public_key() != loaded.certificate.public_key():
+        raise SetupError(
+            f"{key} is not the key of {certificate}; run `cpe-controller renew`, or put the right one there"
+        )
+    return loaded
