@@ -32,8 +32,9 @@ import trio
 from cryptography import x509
 from cryptography.hazmat.primitives.serialization import Encoding
 
+from cpe_agent.edge.connection import connection_message
 from cpe_agent.edge.vici import Outgoing, Reply, ViciClient, ViciEvents, ViciRefused, section, text, texts
-from cpe_agent.model.dataplane import CONNECTION_PREFIX, Backend, Child, Connection
+from cpe_agent.model.dataplane import CONNECTION_PREFIX, Backend
 from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, Glance, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
     Initiate,
@@ -46,13 +47,10 @@ from cpe_agent.model.ops import (
 )
 from cpe_agent.ports import EdgeError
 
-IKE_PORT = 4500
 # Names and keys are compared at each read, contents at every this many: somebody else's change is seen within that.
 READS_UNTIL_CONTENTS = 20
 # Up to so many changed connections are listed one by one, more in one listing of all.
 LIST_SINGLY = 8
-# An SA that could not be replaced in time (the hub was away) still carries traffic: grace before charon ends it.
-GRACE_MIN_S = 60
 
 # While one of these is under way in an IKE_SA, what is missing may be about to come, or what is there to go: there is
 # one exchange at a time, and a deletion that waits behind another shows nowhere else. DPD and the like leave it idle.
@@ -216,40 +214,6 @@ class CharonTunnels:
                 raise
 
 
-def connection_message(connection: Connection, backend: Backend) -> dict[str, Outgoing]:
-    """The section that load-conn takes. charon refuses options that it does not know."""
-    ike = connection.ike
-    longest_s = max(ike.rekey_s, ike.reauth_s)
-    message: dict[str, Outgoing] = {
-        "version": 2,
-        "local_addrs": ike.local_addrs or ("%any",),
-        "remote_addrs": ike.remote_addrs or ("%any",),
-        # One port for everything; without local_port charon would send from 500, without the non-ESP marker.
-        "local_port": IKE_PORT,
-        "encap": True,
-        # A path is pinned to its uplink: it is replaced, never moved.
-        "mobike": False,
-        # One IKE_SA per path, all between the same two identities.
-        "unique": "never",
-        "proposals": [ike.proposal],
-        "dpd_delay": _seconds(ike.dpd_s),
-        "rekey_time": _seconds(ike.rekey_s),
-        "reauth_time": _seconds(ike.reauth_s),
-        "over_time": _seconds(_grace_s(longest_s)),
-        "rand_time": _seconds(longest_s // 10),
-        # A dial that fails ends; core.tunnels knows when to try again.
-        "keyingtries": 1,
-        "send_cert": "always",
-        "local": {"auth": "pubkey", "id": _identity(ike.local_id)},
-        "remote": {"auth": "pubkey", "id": _identity(ike.remote_id)},
-        "children": {child.name: _child(child, connection, backend) for child in connection.children},
-    }
-    if connection.path is not None:
-        # What answers takes whatever port a carrier's NAT has chosen.
-        message["remote_port"] = ike.remote_port
-    return message
-
-
 def canonical_selector(selector: str) -> str:
     """charon's print form with ports as numbers: "10.1.0.0/24[tcp/https]" is "10.1.0.0/24[tcp/443]"."""
     subnet, bracket, rest = selector.partition("[")
@@ -266,40 +230,6 @@ def _port_number(protocol: str, service: str) -> str:
         return str(socket.getservbyname(service, protocol))
     except OSError:
         return service
-
-
-def _child(child: Child, connection: Connection, backend: Backend) -> dict[str, Outgoing]:
-    ike = connection.ike
-    message: dict[str, Outgoing] = {
-        "mode": "tunnel",
-        "local_ts": child.local_ts,
-        "remote_ts": child.remote_ts,
-        "esp_proposals": [ike.esp_proposal],
-        "rekey_time": _seconds(ike.rekey_s),
-        "life_time": _seconds(ike.rekey_s + _grace_s(ike.rekey_s)),
-        "rand_time": _seconds(ike.rekey_s // 10),
-        # The agent alone starts and ends tunnels.
-        "start_action": "none",
-        "close_action": "none",
-        "dpd_action": "clear",
-    }
-    if child.unique_marks and backend is Backend.KERNEL:
-        # The old and the new SA are both accepted during a move.
-        message |= {"mark_in": "%unique", "set_mark_in": "%same"}
-    return message
-
-
-def _grace_s(lifetime_s: int) -> int:
-    return max(GRACE_MIN_S, lifetime_s // 10) if lifetime_s else 0
-
-
-def _seconds(number: int) -> str:
-    return f"{number}s"
-
-
-def _identity(name: str) -> str:
-    # Else a name of hexadecimal digits or one that looks like an address would be taken for something else.
-    return f"fqdn:{name}"
 
 
 def _certificates(pem: bytes, what: str) -> list[x509.Certificate]:

@@ -119,6 +119,7 @@ class Reconciler:
 
     async def _keep_rules_and_routes(self) -> None:
         self.bell.ring("plan")
+        planned: Plan | None = None
         while True:
             until = min(trio.current_time() + BACKSTOP_S, self._rules_target.retry_at, self._routes_target.retry_at)
             names = await self.bell.wait(until) or {RULES, ROUTES}
@@ -127,6 +128,10 @@ class Reconciler:
                 await self._close_without_document()
                 self.firewall_seen_to.set()
                 continue
+            if plan is not planned:
+                # Whatever else rang first: a new plan is carried out whole, in its order.
+                names |= {"plan"}
+                planned = plan
             self._links_target.seen(not plan.conditions)
             opening: Sequence[FirewallOp] = ()
             # Until the rules were looked at nobody knows that the door is locked, and routes would stop forwarding.

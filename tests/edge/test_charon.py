@@ -10,7 +10,8 @@ import msgspec
 import pytest
 import trio
 
-from cpe_agent.edge.charon import CharonTunnels, canonical_selector, connection_message
+from cpe_agent.edge.charon import CharonTunnels, canonical_selector
+from cpe_agent.edge.connection import connection_message
 from cpe_agent.edge.vici import open_vici
 from cpe_agent.model.dataplane import Backend, Child, Tunnels
 from cpe_agent.model.observed import EventKind

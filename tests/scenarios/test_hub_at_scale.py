@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from cpe_agent.core.compile import Site, compile_dataplane
-from cpe_agent.edge.charon import connection_message
+from cpe_agent.edge.connection import connection_message
 from cpe_agent.edge.vici import DEFAULT_TIMEOUT_S
 from cpe_agent.model.condition import Status
 from cpe_agent.model.dataplane import Backend, Connection
