@@ -31,6 +31,7 @@ from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan
 from cpe_agent.loops.early import EarlyPackets
+from cpe_agent.loops.glancing import glance_at_charon
 from cpe_agent.loops.target import RETRY_FIRST_S, Target
 from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Path, Route, Routes, Tunnels
 from cpe_agent.model.observed import Charon, Links
@@ -41,15 +42,6 @@ log = get_logger()
 
 # Events say when something changed; this is for the event that got lost.
 BACKSTOP_S = 10.0
-# charon tells nobody what is loaded, unloaded or cleared. A glance costs charon and us 1 ms, and some 3 us more for
-# each connection: so paced, less than 1 % of a core however many there are.
-GLANCE_S = 1.0
-GLANCE_CONNECTIONS = 2000
-
-
-def glance_pause_s(connections: int) -> float:
-    """Between two glances at a charon that holds so many connections."""
-    return max(GLANCE_S, GLANCE_S * connections / GLANCE_CONNECTIONS)
 
 
 class Reconciler:
@@ -111,7 +103,7 @@ class Reconciler:
             nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, tunnels_follow)
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
-            nursery.start_soon(self._glance_at_charon)
+            nursery.start_soon(glance_at_charon, cells, self._tunnels, self._tunnels_lock, self.tunnels_bell)
             nursery.start_soon(ring_on_change, self._traffic_bell, TUNNELS, (cells.active,))
             nursery.start_soon(self._keep_tunnels)
             nursery.start_soon(self._keep_traffic)
@@ -351,21 +343,6 @@ class Reconciler:
         if step.ops:
             # What was done shows in charon at once or by an event; look once more rather than wait for the event.
             self.tunnels_bell.ring(TUNNELS)
-
-    async def _glance_at_charon(self) -> None:
-        """For what it sends no event of."""
-        while True:
-            try:
-                async with self._tunnels_lock:
-                    glance, known = await self._tunnels.glance(), self._cells.charon.value
-                altered = known is not None and glance.differs(known)
-            except EdgeError:
-                # It is away, or hangs without a word: a pass will say so.
-                altered = True
-            if altered:
-                self.tunnels_bell.ring(TUNNELS)
-            known = self._cells.charon.value or Charon()
-            await trio.sleep(glance_pause_s(len(known.connections)))
 
     async def _watch_firewall(self) -> None:
         while True:

@@ -1,9 +1,9 @@
 """A hub that thousands of branches may dial, and some of them alive.
 
-The hub, its charon, its agent and the controller are real and know `BRANCHES` branches with two uplinks each. `LIVE` of
-these are there: `TOGETHER` share a namespace and a charon, which dials for each of them with its own certificate from
-its own addresses, over a wired and a cellular uplink (behind one carrier's NAT), as `dialler` decides with the
-product's own core. What lies between them is the lab's internet.
+The hub, its charon, its agent and the controller are real and know as many branches with two uplinks each as they are
+told. `LIVE` of these are there: `TOGETHER` share a namespace and a charon, which dials for each of them with its own
+certificate from its own addresses, over a wired and a cellular uplink (behind one carrier's NAT), as `dialler` decides
+with the product's own core. What lies between them is the lab's internet.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from tests.lab.provision import (
 )
 from tests.lab.topology import Nat, Network, Site, internet_host, lan, uplink
 
-BRANCHES, LIVE, TOGETHER = 2000, 50, 10
+LIVE, TOGETHER = 50, 10
 HUB = "centre"
 HUB_LAN = "10.10.0.0/24"
 SERVER = "10.10.0.7"  # what a second service is: one host

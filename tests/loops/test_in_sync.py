@@ -9,7 +9,7 @@ from trio.testing import MockClock
 
 from cpe_agent.core import own_way
 from cpe_agent.core.verify import verify
-from cpe_agent.loops.reconcile import glance_pause_s
+from cpe_agent.loops.glancing import glance_pause_s
 from cpe_agent.model.dataplane import Child, Connection, Ike, Route, stem_of
 from cpe_agent.model.observed import Link
 from cpe_agent.model.ops import LoadConnection, LoadCredentials, TerminateChild, UnloadConnection
