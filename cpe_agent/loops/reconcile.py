@@ -124,6 +124,10 @@ class Reconciler:
                 # Whatever else rang first: a new plan is carried out whole, in its order.
                 names |= {"plan"}
                 planned = plan
+                self._rules_target.asked()
+                if not self._only_rules_differ(plan):
+                    self._routes_target.asked()
+                    self._tunnels_target.asked()
             self._links_target.seen(not plan.conditions)
             opening: Sequence[FirewallOp] = ()
             # Until the rules were looked at nobody knows that the door is locked, and routes would stop forwarding.

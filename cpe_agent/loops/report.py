@@ -66,6 +66,8 @@ class Reporter:
         cells = self._cells
         plan, charon = cells.plan.value, cells.charon.value or Charon()
         document = cells.document.value
+        # What was in sync with the document before is not known to be so with this one.
+        planned = (plan.document if plan else None) is document
         drops, packets, volumes = await self._counters(document)
         return Status(
             site=self._site,
@@ -84,7 +86,7 @@ class Reporter:
             bundles=self._bundles(plan, charon),
             peers=_peers(document, charon),
             targets=tuple(
-                TargetReport(name, state.in_sync, state.drift_total, state.last_success, state.error)
+                TargetReport(name, state.in_sync and planned, state.drift_total, state.last_success, state.error)
                 for name, state in sorted(cells.targets.value.items())
             ),
             dropped_packets=drops,

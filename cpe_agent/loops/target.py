@@ -43,6 +43,10 @@ class Target:
         self._failures, self.retry_at = 0, math.inf
         self._set(TargetState(in_sync, self.state.drift_total + (drifted > 0), time.time(), ""))
 
+    def asked(self) -> None:
+        """Something else is wanted now: whether it is there is not known before it was looked at with that in mind."""
+        self._set(msgspec.structs.replace(self.state, in_sync=False))
+
     def failed(self, error: EdgeError) -> None:
         """Refused: say so once per cause, try again later."""
         if self.state.error != str(error):
