@@ -12,11 +12,11 @@ CODE := cpe_agent cpe_controller tests
 # The environment is .venv and nothing else.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help bootstrap fmt check test demo lab bench deb
+.PHONY: help bootstrap guest-bootstrap fmt check test test-kernel guest demo lab bench deb
 
 help: ## show this list
 	@printf 'cpe_agent: run as root on Debian 12 or 13\n\n'
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 bootstrap: ## install what the other targets need (they do it themselves)
 	@packaging/bootstrap.sh
@@ -33,6 +33,17 @@ check: bootstrap ## lint, format, types, who may import whom
 
 test: check ## check, then every test (at most 10 minutes)
 	$(VENV)/python -m pytest -n 2 --dist loadfile
+
+guest-bootstrap: # also what an emulated computer with a kernel of its own needs
+	@packaging/bootstrap.sh guest
+
+test-kernel: guest-bootstrap ## the tests with the kernel's ESP, in an emulated computer unless this kernel has it; TESTS=ci for the short ones
+	@$(VENV)/python -m tests.guest.kernel_tests $(TESTS)
+
+guest: guest-bootstrap ## run CMD='...' under Debian's own kernel, in an emulated computer
+	@$(VENV)/python -m tests.guest -- $(if $(CMD),"$$CMD",'uname -a')
+
+export CMD
 
 demo: bootstrap ## bring up a whole network, break it, print what was lost (a minute)
 	@$(VENV)/python -m tests.lab.demo

@@ -51,6 +51,7 @@ def boot(settings: Settings, charon_group: str | None) -> Booted:
     document: Document | None = None
     reason = ""
     try:
+        settings = app.settled(settings)
         document = app.stored_document(settings)
     except app.NoDocument as error:
         reason = str(error)

@@ -5,7 +5,6 @@ The commands: the only place that prints and that sets exit codes. An expected f
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 import sys
@@ -13,44 +12,45 @@ import textwrap
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import NoReturn
 
 import msgspec
 
-from cpe_agent import __version__, app, boot, down
-from cpe_agent.listing import render_preview, render_verification
-from cpe_agent.model.condition import DrainAnswer, Severity
+from cpe_agent import __version__, app, boot, down, newcomer
+from cpe_agent.arguments import USAGE, parser
+from cpe_agent.core.enrolment import TokenError
+from cpe_agent.listing import render_drills, render_preview, render_verification
+from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity
 from cpe_agent.model.document import MAX_BYTES, DocumentError
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
-from cpe_agent.settings import DEFAULT_PATH, Settings, SettingsError, load_settings
+from cpe_agent.settings import Settings, SettingsError, load_settings
 
 # What `status` says to a script; 4 (blocked) is kept free.
 EXIT_CODES = {Severity.OK: 0, Severity.DEGRADED: 1, Severity.DOWN: 2}
 NOT_RUNNING = 3
 # What `verify` says to a script.
 IN_SYNC, DIFFERS, NOT_VERIFIED = 0, 1, 3
-# Apart from those, so that a script does not take a misspelt option for a broken site: sysexits.h has the numbers.
-USAGE = 64
+# What `rollback` says when there is no document before the one in force.
+NOTHING_BEFORE = 1
+# What `enroll` says when this token lets nobody in, and `reset` when it was not wanted.
+NOT_LET_IN = 1
+# Apart from those, as USAGE is: sysexits.h has the numbers.
 BAD_DATA = 65
 NO_INPUT = 66
 UNAVAILABLE = 69
 NO_PERMISSION = 77
 CONFIGURATION = 78
 
+# What `drill` says to a script.
+DRILL_LOSS, DRILL_REFUSED, DRILL_EARLY = 1, 2, 4
+DRILL_INTERVAL_S = 0.2
 WATCH_INTERVAL_S = 1.0
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.print_usage(sys.stderr)
-        self.exit(USAGE, f"{self.prog}: {message}\n")
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Leaves by SystemExit for --help and for usage errors."""
-    asked = _parser().parse_args(arguments)
+    asked = parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name outside the terminal's character set is no reason to fail.
         sys.stdout.reconfigure(errors="replace")
@@ -67,6 +67,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _printed(lambda: _verify(configured, asked.json))
     if asked.command in ("drain", "undrain"):
         return _drain(configured, asked.command == "drain", asked.json)
+    if asked.command == "enroll":
+        return _enroll(configured, asked.token)
+    if asked.command == "reset":
+        return _reset(configured, asked.yes)
+    if asked.command == "rollback":
+        return _rollback(configured, asked.json)
+    if asked.command == "drill":
+        if asked.records or asked.check:
+            return _printed(lambda: _drill_records(configured, asked.check, asked.json))
+        if asked.kind is None or asked.name is None:
+            return _failed("drill what? `drill uplink NAME`, `drill hub NAME`, `--records` or `--check`", USAGE)
+        return _drill(configured, asked.kind, asked.name, asked.json)
     if asked.command == "boot":
         return _boot(configured, asked.charon_group)
     if asked.command == "down":
@@ -74,63 +86,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.command == "plan":
         return _printed(lambda: _plan(configured, asked.file, asked.json))
     return _status(configured, asked.json, asked.watch)
-
-
-def _parser() -> argparse.ArgumentParser:
-    common = _Parser(add_help=False)
-    common.add_argument(
-        "-c", "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=f"settings (default {DEFAULT_PATH})"
-    )
-    parser = _Parser(prog="cpe-agent", description="The SD-WAN agent of this site.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    commands.add_parser("run", parents=[common], help="be the daemon, until SIGTERM")
-    status = commands.add_parser(
-        "status",
-        parents=[common],
-        help="how this site fares",
-        epilog="Exits 0 healthy, 1 degraded, 2 down, 3 not running; 64 and above when it could not find out.",
-    )
-    form = status.add_mutually_exclusive_group()
-    form.add_argument("--json", action="store_true", help="the whole report, for programs")
-    form.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
-    verify = commands.add_parser(
-        "verify",
-        parents=[common],
-        help="compare the kernel and charon with the signed document, now",
-        epilog="Exits 0 in sync, 1 with differences, 3 when it cannot be verified.",
-    )
-    verify.add_argument("--json", action="store_true", help="for programs")
-    plan = commands.add_parser(
-        "plan",
-        parents=[common],
-        help="what would be changed, changing nothing",
-        epilog="Exits 0 whatever it would change, 3 without a document; 64 and above when it could not find out.",
-    )
-    plan.add_argument("file", nargs="?", type=Path, metavar="FILE", help="for this document (JSON, need not be signed)")
-    plan.add_argument("--json", action="store_true", help="for programs")
-    for name, words in (
-        ("drain", "on a hub: let branches move to the other hub; lasts until undrain, over restarts"),
-        ("undrain", "on a hub: let branches come back"),
-    ):
-        drain = commands.add_parser(
-            name, parents=[common], help=words, epilog="Exits 0 also if nothing changed, 3 if no agent is running."
-        )
-        drain.add_argument("--json", action="store_true", help="for programs")
-    booting = commands.add_parser(
-        "boot",
-        parents=[common],
-        help="before the network comes up: lift the clock, load both locks from the stored document, then forward",
-        epilog="Run by cpe-agent-boot.service. Exits 0 when the router is locked, 69 when it cannot be.",
-    )
-    booting.add_argument("--charon-group", metavar="GROUP", help="who may use charon's socket (default: root alone)")
-    commands.add_parser(
-        "down",
-        parents=[common],
-        help="take everything of this agent away: forwarding first, then tunnels, routes and the table",
-        epilog="The agent must be stopped. Exits 0 when nothing of it is left.",
-    )
-    commands.add_parser("version", parents=[common], help="print the version")
-    return parser
 
 
 def _printed(report: Callable[[], tuple[int, str]]) -> int:
@@ -195,6 +150,108 @@ def _drain_words(answer: DrainAnswer) -> str:
     if answer.warning:
         lines.append(f"Warning: {answer.warning}.")
     return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
+
+
+def _rollback(configured: Settings, as_json: bool) -> int:
+    try:
+        answer = app.rollback(configured)
+    except EdgeError as error:
+        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING, "rollback": NOTHING_BEFORE}
+        return _failed(error.cause, code.get(error.op, UNAVAILABLE))
+    return _printed(lambda: (0, _json(answer) if as_json else _rollback_words(answer)))
+
+
+def _rollback_words(answer: RollbackAnswer) -> str:
+    left, in_force = (".".join(map(str, order)) for order in (answer.left, answer.in_force))
+    lines = [f"Document {in_force} is in force again, and {left} is given up here."]
+    lines.append("Peers that it had removed stay away. The next newer document of the controller is obeyed again.")
+    if answer.warning:
+        lines.append(f"Warning: a restart of the agent would forget it: {answer.warning}.")
+    return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
+
+
+def _enroll(configured: Settings, token: str) -> int:
+    def tell(words: str) -> None:
+        print(_sentence(words), end="", file=sys.stderr, flush=True)
+
+    try:
+        site = newcomer.enroll(configured, token, tell)
+    except TokenError as error:
+        return _failed(str(error), BAD_DATA)
+    except newcomer.NotLetIn as error:
+        return _failed(str(error), NOT_LET_IN)
+    except EdgeError as error:
+        return _failed(error.cause, NO_PERMISSION if error.op == "authorise" else UNAVAILABLE)
+    except KeyboardInterrupt:
+        return NOT_LET_IN
+    print(f"This box is {site} now.")
+    return 0
+
+
+def _reset(configured: Settings, sure: bool) -> int:
+    if not sure:
+        print("This box forgets its key, certificate and documents, and ends all tunnels.")
+        print("Type reset to go on: ", end="", flush=True)
+        try:
+            sure = input().strip() == "reset"
+        except EOFError:
+            sure = False
+        if not sure:
+            return _failed("nothing was changed", NOT_LET_IN)
+    try:
+        # First nobody may talk, then it is forgotten who may.
+        down.take_down(configured)
+        newcomer.forget(configured.state_dir)
+    except EdgeError as error:
+        return _failed(error.cause, NO_PERMISSION if error.op == "authorise" else UNAVAILABLE)
+    print("This box is new.")
+    return 0
+
+
+def _drill(configured: Settings, kind: str, name: str, as_json: bool) -> int:
+    pause = threading.Event()
+    told = 0
+    try:
+        progress = app.start_drill(configured, kind, name)
+        while True:
+            for line in () if as_json else progress.said[told:]:
+                print(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+            told = len(progress.said)
+            if not progress.running:
+                break
+            pause.wait(DRILL_INTERVAL_S)
+            progress = app.drill_progress(configured)
+    except KeyboardInterrupt:
+        print("The drill goes on without this command: `cpe-agent drill --records` tells its end.", file=sys.stderr)
+        return DRILL_EARLY
+    except EdgeError as error:
+        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING}.get(error.op, DRILL_REFUSED)
+        return _failed(error.cause, code if told == 0 else DRILL_EARLY)
+    record = progress.record
+    if record is None or record.outcome == "began":
+        return _failed(progress.said[-1] if progress.said else "the drill did not take place", UNAVAILABLE)
+    if as_json:
+        print(_json(record), end="")
+    if record.outcome != "done":
+        return DRILL_EARLY
+    whole = all(move.back_s is not None for move in record.moves) and not any(s.lost for s in record.streams)
+    return 0 if whole else DRILL_LOSS
+
+
+def _drill_records(configured: Settings, check: bool, as_json: bool) -> tuple[int, str]:
+    try:
+        lines = app.drill_lines(configured)
+    except EdgeError as error:
+        return _failed(error.cause, UNAVAILABLE), ""
+    if check:
+        wrong = app.check_drills(lines)
+        if wrong:
+            return _failed(f"the records of drills do not hold: {wrong}", DRILL_LOSS), ""
+        return 0, f"{len(lines)} records, each follows from the one before.\n"
+    found = app.drill_records(lines)
+    if as_json:
+        return 0, "".join(msgspec.json.encode(record).decode() + "\n" for record in found)
+    return 0, render_drills(found)
 
 
 def _boot(configured: Settings, charon_group: str | None) -> int:

@@ -19,6 +19,7 @@ from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.model.dataplane import Routes, Tunnels
 from cpe_agent.model.observed import Charon
 from cpe_agent.model.ops import DeleteTable, TerminateIke, TunnelOp
+from cpe_agent.newcomer import CONTROL_SOCKET
 from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings
 
@@ -38,7 +39,7 @@ class TakenDown(msgspec.Struct, frozen=True):
 def take_down(settings: Settings) -> TakenDown:
     """Take everything of ours away. Raises `EdgeError` while the daemon runs, and if forwarding cannot be switched off:
     then the locks stay."""
-    with control.locked(settings.run_dir / app.CONTROL_SOCKET):
+    with control.locked(settings.run_dir / CONTROL_SOCKET):
         return trio.run(_take_down, settings)
 
 

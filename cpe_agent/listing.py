@@ -6,10 +6,11 @@ that is missing here is one that nobody looks for. What comes from outside may h
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from cpe_agent.core.preview import Preview
 from cpe_agent.model.difference import Verification
+from cpe_agent.model.drill import DrillRecord
 
 _KIND_WIDTH = len("missing")
 
@@ -45,6 +46,28 @@ def render_preview(planned: Preview) -> str:
         lines += [f"    {_clean(detail)}" for detail in operation.details]
     if planned.notes:
         lines += ["", "notes", *(f"  {_clean(note)}" for note in planned.notes)]
+    return _text(lines)
+
+
+def render_drills(records: Sequence[DrillRecord]) -> str:
+    """Every record, in the order of writing."""
+    if not records:
+        return "There was no drill yet.\n"
+    lines: list[str] = []
+    for record in records:
+        words = f": {record.words}" if record.words else ""
+        lines.append(f"{record.number}  {record.date}  {record.kind} {record.name}  {record.outcome}{_clean(words)}")
+        for move in record.moves:
+            left = "did not leave" if move.left_s is None else f"left to {move.to_path} in {move.left_s:.2f} s"
+            back = "is not back" if move.back_s is None else f"back in {move.back_s:.2f} s"
+            lines.append(f"     {_clean(move.bundle)}: {_clean(left)}, {back}")
+        for stream in record.streams:
+            outage = f"longest outage {stream.outage_ms:g} ms"
+            lines.append(f"     {_clean(stream.bundle)}: {stream.lost} of {stream.sent} echoes lost, {outage}")
+        if record.unmeasured:
+            lines.append(f"     not measured, no echo probe: {_clean(', '.join(record.unmeasured))}")
+        if record.staying:
+            lines.append(f"     stayed, nothing else serves them: {_clean(', '.join(record.staying))}")
     return _text(lines)
 
 

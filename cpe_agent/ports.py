@@ -7,20 +7,33 @@ adding what is there and deleting what is not are no errors (but for set element
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Mapping, Sequence
 from typing import Protocol
 
 import msgspec
 
+from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.dataplane import Routes, Ruleset
-from cpe_agent.model.observed import Charon, CharonEvent, Glance, LinkCounters, Links, Reply
+from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Renewed
+from cpe_agent.model.observed import (
+    Charon,
+    CharonEvent,
+    Glance,
+    KernelIpsec,
+    KernelPolicy,
+    KernelSa,
+    LinkCounters,
+    Links,
+    Reply,
+)
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
+from cpe_agent.model.site_report import SiteReport
 from cpe_agent.model.usage import Usage
 
 
 class EdgeError(Exception):
-    """The outside world refused: `target` (charon, nftables, netlink, controller, store, prober, identity, control,
-    metrics, kernel), `op`, and `cause` in words."""
+    """The outside world refused: `target` (charon, nftables, netlink, ipsec, controller, store, prober, identity,
+    control, metrics, kernel), `op`, and `cause` in words."""
 
     def __init__(self, target: str, op: str, cause: str) -> None:
         super().__init__(f"{target}: {op}: {cause}")
@@ -29,12 +42,39 @@ class EdgeError(Exception):
         self.cause = cause
 
 
+class EnrolmentError(EdgeError):
+    """This box was not let in. `code`: the controller's own word (token_used ...), or unreachable, no_dns, captive,
+    clock, refused. `retry_after_s`: the controller asked for patience."""
+
+    def __init__(self, code: str, cause: str, retry_after_s: float = 0.0) -> None:
+        super().__init__("controller", "enroll", cause)
+        self.code = code
+        self.retry_after_s = retry_after_s
+
+
 class SignedDocument(msgspec.Struct, frozen=True):
     """A document as it travels: the exact bytes and the detached signature (raw Ed25519, 64 bytes) over them."""
 
     raw: bytes
     signature: bytes
     key_id: str
+
+
+class Pending(msgspec.Struct, frozen=True):
+    """A document that is in force but not confirmed, how often it was tried, and how the site fared before it."""
+
+    signed: SignedDocument
+    attempts: int
+    before: Before
+
+
+class Signers(msgspec.Struct, frozen=True):
+    """Key id -> base64 key. `roots`: the settings' own when this was saved; under others it counts for nothing. `made`:
+    those that signed the documents in the store; `trusted`: those that may sign the next one."""
+
+    roots: dict[str, str]
+    made: dict[str, str]
+    trusted: dict[str, str]
 
 
 class TunnelPort(Protocol):
@@ -93,6 +133,19 @@ class RoutePort(Protocol):
         carrier or are gone. `links` then says what is there; it may say that one of these is back."""
 
 
+class IpsecPort(Protocol):
+    """The kernel's IPsec, everybody's (kernel backend only)."""
+
+    async def read(self) -> KernelIpsec:
+        """SAs of ESP in UDP, and policies."""
+
+    async def delete(self, sas: Iterable[KernelSa], policies: Iterable[KernelPolicy]) -> None:
+        """Delete what was read. What is gone already is no error."""
+
+    def changes(self) -> AsyncGenerator[None, None]:
+        """Yields once when subscribed, then whenever an SA or a policy changed (charon's too)."""
+
+
 class ProbePort(Protocol):
     """ICMP echo from an address of ours."""
 
@@ -104,6 +157,33 @@ class ProbePort(Protocol):
         """Wait for replies; returns all that have come. rtt by kernel receive time."""
 
 
+class ConnectPort(Protocol):
+    """TCP from an address of ours."""
+
+    async def connects(self, source: str, server: str, port: int, within_s: float) -> bool:
+        """Is a connection accepted in time? Never raises."""
+
+
+class RecordPort(Protocol):
+    """Lines that are only ever appended to."""
+
+    def lines(self) -> tuple[bytes, ...]:
+        """All of them, without their ends."""
+
+    def append(self, line: bytes) -> None:
+        """Written and on the disk when this returns."""
+
+
+class EarlyPort(Protocol):
+    """ESP that comes before its CHILD_SA is installed."""
+
+    def watch(self, address: str) -> None:
+        """Keep what comes for this address of ours, from now on: once for each set-up that is about to begin."""
+
+    def hand_over(self, address: str, spi: int) -> int:
+        """Give charon again what came for this SPI (0: nothing), and end one watch. Returns how many packets."""
+
+
 class ControllerPort(Protocol):
     """The controller, over one of our own addresses (or "" for the kernel's choice)."""
 
@@ -113,13 +193,69 @@ class ControllerPort(Protocol):
     def changes(self, local_address: str) -> AsyncIterator[tuple[int, int] | None]:
         """(epoch, version) served now, then at each change; None for a heartbeat. Raises when it falls silent."""
 
+    async def poll(self, local_address: str, after: tuple[int, int] | None) -> tuple[int, int] | None:
+        """The same, one at a time: answered at once when what is served is not `after`, else after some seconds."""
+
+    async def report(self, local_address: str, report: SiteReport) -> None:
+        """Tell the controller how this site fares."""
+
+    async def renew(self, local_address: str, csr_pem: str) -> Renewed:
+        """A certificate for the next key of this site."""
+
+    def use(self, base_urls: Sequence[str]) -> None:
+        """These are the controller's addresses from now on; those of the settings stay as the last resort."""
+
+
+class EnrolmentPort(Protocol):
+    """The controller, towards a box that has no certificate yet. Raises EnrolmentError."""
+
+    async def root(self, url: str, pin: str) -> str:
+        """The root (PEM) whose certificate has this SHA-256 (hex), from whoever answers."""
+
+    async def enroll(self, url: str, root_pem: str, request: EnrolmentRequest) -> Granted:
+        """Ask to be let in, of a server that proves itself by this root."""
+
+
+class CredentialsPort(Protocol):
+    """Key, certificate and authorities of an enrolled box. Synchronous. Raises EdgeError."""
+
+    @property
+    def present(self) -> bool:
+        """Are they there?"""
+
+    def next_csr(self) -> str:
+        """A request (PEM) for the next key, which is made once and kept until `replace`."""
+
+    def replace(self, chain_pem: str, cas_pem: str) -> None:
+        """The certificate for the next key has come."""
+
 
 class StorePort(Protocol):
     """What outlives a restart. Synchronous: small files, written, fsynced, renamed. A damaged file raises at load."""
 
-    def load_document(self) -> SignedDocument | None: ...
+    def load_document(self) -> SignedDocument | None:
+        """The last good document: the newest that was confirmed."""
 
     def save_document(self, document: SignedDocument) -> None: ...
+
+    def load_previous(self) -> SignedDocument | None:
+        """The good one before that."""
+
+    def save_previous(self, document: SignedDocument | None) -> None: ...
+
+    def load_pending(self) -> Pending | None:
+        """The document in force that was not confirmed yet."""
+
+    def save_pending(self, pending: Pending | None) -> None: ...
+
+    def load_rejections(self) -> tuple[Rejection, ...]:
+        """Documents that were given up for good, oldest first."""
+
+    def save_rejections(self, rejections: Sequence[Rejection]) -> None: ...
+
+    def load_signers(self) -> Signers | None: ...
+
+    def save_signers(self, signers: Signers) -> None: ...
 
     def load_order(self) -> tuple[int, int] | None:
         """The highest (epoch, version) ever accepted."""
@@ -129,6 +265,20 @@ class StorePort(Protocol):
     def load_clock_floor(self) -> float: ...
 
     def save_clock_floor(self, wall_s: float) -> None: ...
+
+    def load_enrolment(self) -> Enrolment | None: ...
+
+    def save_enrolment(self, enrolment: Enrolment) -> None: ...
+
+    def load_instance(self) -> str:
+        """The name that this box has given itself at its first start; "" before that."""
+
+    def save_instance(self, instance: str) -> None: ...
+
+    def load_addresses(self) -> Mapping[str, tuple[str, ...]]:
+        """Host name of a controller -> the addresses that the DNS gave for it last."""
+
+    def save_addresses(self, addresses: Mapping[str, tuple[str, ...]]) -> None: ...
 
     def load_drained(self) -> bool:
         """Whether an operator has drained this hub and not undrained it."""

@@ -56,6 +56,7 @@ def render(status: Status, colour: bool = False) -> str:
         _uplinks(status, colour),
         _paths(status, colour),
         _bundles(status, colour),
+        _services(status, colour),
         _peers(status, colour),
         _pairs(status, colour),
         _conditions(status.conditions, status.now, colour),
@@ -89,6 +90,8 @@ def _document(status: Status) -> str:
     if status.document_epoch is None or status.document_version is None:
         return "none yet"
     order = f"{status.document_epoch}.{status.document_version}"
+    if not status.document_confirmed:
+        order += " (not confirmed yet)"
     if status.document_expires is None:
         return order
     left_s = status.document_expires - status.now
@@ -171,6 +174,14 @@ def _bundles(status: Status, colour: bool) -> list[str]:
         )
         for bundle in status.bundles
     ]
+    return _table(columns, rows, colour)
+
+
+def _services(status: Status, colour: bool) -> list[str]:
+    """Silent ones first."""
+    columns = (_Column("SERVER"), _Column("STATE"), _Column("BEHIND"), _Column("PAIR"))
+    listed = sorted(status.services, key=lambda service: (service.state == "answering", service.pair))
+    rows = [(service.server, service.state, service.peer or _NOTHING, service.pair) for service in listed]
     return _table(columns, rows, colour)
 
 

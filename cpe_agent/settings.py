@@ -18,6 +18,7 @@ import msgspec
 import yaml
 
 from cpe_agent.model.document import NAME, SigningKey
+from cpe_agent.model.enrolment import TOKEN_PREFIX, Enrolment
 
 DEFAULT_PATH = Path("/etc/cpe-agent/agent.yaml")
 # A hundred times what a full one has.
@@ -45,7 +46,8 @@ class HostPort(msgspec.Struct, frozen=True):
 
 class Settings(msgspec.Struct, frozen=True):
     """One router's own settings. `signing_keys` vouch for the first document; later ones come in documents. `metrics`
-    None: none are served."""
+    None: none are served. `enrols`: who we are is not all said here; what is missing ("" and ()) comes by enrolment,
+    for which `token` and `token_file` are looked at."""
 
     site: str
     controllers: tuple[str, ...]
@@ -60,17 +62,31 @@ class Settings(msgspec.Struct, frozen=True):
     metrics: HostPort | None
     log: Literal["json", "console"]
     log_level: Literal["debug", "info", "warning", "error"]
+    enrols: bool = False
+    token: str | None = None
+    token_file: Path | None = None
+
+    def enrolled(self, enrolment: Enrolment) -> Settings:
+        """With what came by enrolment where this says nothing."""
+        return msgspec.structs.replace(
+            self,
+            site=self.site or enrolment.site,
+            controllers=self.controllers or enrolment.controllers,
+            signing_keys=self.signing_keys or enrolment.signing_keys,
+        )
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The file as it is written; None is a default that depends on another field."""
 
-    site: str
-    controllers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)]
-    signing_keys: Annotated[dict[str, str], msgspec.Meta(min_length=1)]
+    site: str | None = None
+    controllers: Annotated[tuple[str, ...], msgspec.Meta(min_length=1)] | None = None
+    signing_keys: Annotated[dict[str, str], msgspec.Meta(min_length=1)] | None = None
+    token: str | None = None
+    token_file: str | None = None
     state_dir: str = "/var/lib/cpe-agent"
     run_dir: str = "/run/cpe-agent"
-    ca: str = "/etc/cpe-agent/ca.pem"
+    ca: str | None = None
     certificate: str | None = None
     key: str | None = None
     vici_socket: str = "/run/cpe-charon/vici"
@@ -105,26 +121,50 @@ def parse_settings(path: Path, content: bytes) -> Settings:
         # Of unknown and missing fields msgspec says the name in the reason.
         field = where.strip("`").removeprefix("$").removeprefix(".")
         raise SettingsError(path, field, f"{_in_words(reason)}; {_mend(field)}") from None
-    if not NAME.match(parsed.site):
+    if parsed.site is not None and not NAME.match(parsed.site):
         raise SettingsError(
             path, "site", f"{parsed.site!r} is no name: use 1 to 40 of a-z, 0-9 and - (not first or last)"
         )
     state_dir = _absolute(path, "state_dir", parsed.state_dir)
+    token, token_file = _token(path, parsed)
+    said = (parsed.site, parsed.controllers, parsed.signing_keys)
+    enrols = token is not None or token_file is not None or None in said
+    # What enrolment puts there, or what somebody has put there.
+    identity, ca = state_dir / "identity", Path("/etc/cpe-agent/ca.pem")
+    places = (
+        (identity / "certificate.pem", identity / "key.pem", identity / "ca.pem")
+        if enrols
+        else (state_dir / "identity.pem", state_dir / "identity.key", ca)
+    )
     return Settings(
-        site=parsed.site,
-        controllers=tuple(_url(path, f"controllers[{i}]", url) for i, url in enumerate(parsed.controllers)),
-        signing_keys=tuple(_signing_key(path, key_id, key) for key_id, key in parsed.signing_keys.items()),
+        site=parsed.site or "",
+        controllers=tuple(_url(path, f"controllers[{i}]", url) for i, url in enumerate(parsed.controllers or ())),
+        signing_keys=tuple(_signing_key(path, key_id, key) for key_id, key in (parsed.signing_keys or {}).items()),
         state_dir=state_dir,
         run_dir=_absolute(path, "run_dir", parsed.run_dir),
-        ca=_absolute(path, "ca", parsed.ca),
-        certificate=_absolute(path, "certificate", parsed.certificate, state_dir / "identity.pem"),
-        key=_absolute(path, "key", parsed.key, state_dir / "identity.key"),
+        ca=_absolute(path, "ca", parsed.ca, places[2]),
+        certificate=_absolute(path, "certificate", parsed.certificate, places[0]),
+        key=_absolute(path, "key", parsed.key, places[1]),
+        enrols=enrols,
+        token=token,
+        token_file=token_file,
         vici_socket=_absolute(path, "vici_socket", parsed.vici_socket),
         backend=parsed.backend,
         metrics=None if parsed.metrics is None else _host_port(path, "metrics", parsed.metrics),
         log=parsed.log,
         log_level=parsed.log_level,
     )
+
+
+def _token(path: Path, parsed: _File) -> tuple[str | None, Path | None]:
+    if parsed.token is not None and parsed.token_file is not None:
+        raise SettingsError(path, "token_file", "there is a token as well: write one of the two")
+    if parsed.token is not None and not "".join(parsed.token.split()).startswith(TOKEN_PREFIX):
+        raise SettingsError(path, "token", f"a token begins with {TOKEN_PREFIX}: copy the whole of it")
+    for field in ("ca", "certificate", "key"):
+        if (parsed.token or parsed.token_file) and getattr(parsed, field) is not None:
+            raise SettingsError(path, field, "comes by enrolment: leave it out, or the token")
+    return parsed.token, None if parsed.token_file is None else _absolute(path, "token_file", parsed.token_file)
 
 
 def _in_words(reason: str) -> str:
@@ -158,9 +198,8 @@ def _parse_yaml(path: Path, content: bytes) -> object:
         raise SettingsError(path, "", f"is not YAML: {error.problem or error.context}{where}") from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(path, "", f"is not YAML: {error}") from None
-    if parsed is None:
-        raise SettingsError(path, "", "is empty: it needs at least site, controllers and signing_keys")
-    return parsed
+    # A box that enrols needs no settings at all.
+    return {} if parsed is None else parsed
 
 
 def _mappings(node: yaml.Node | None) -> Iterator[yaml.MappingNode]:

@@ -5,6 +5,8 @@ Always the same JSON: `error` for people, `code` for programs. `STATUS` is the w
 
 from __future__ import annotations
 
+import asyncio
+
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 
@@ -23,6 +25,8 @@ STATUS = {
     "busy": 503,
 }
 RETRY_AFTER_S = 5
+# For a body of some kilobytes, over the worst of links.
+BODY_S = 20.0
 
 
 class Refused(Exception):
@@ -52,10 +56,14 @@ async def unavailable(request: Request, error: Exception) -> Response:
 
 
 async def body_of(request: Request, at_most: int) -> bytes:
-    """The request's body. Raises Refused if it is longer."""
+    """The request's body. Raises Refused if it is longer, or drips."""
     body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > at_most:
-            raise Refused("too_large", f"at most {at_most} bytes are read")
+    try:
+        async with asyncio.timeout(BODY_S):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > at_most:
+                    raise Refused("too_large", f"at most {at_most} bytes are read")
+    except TimeoutError:
+        raise Refused("bad_request", f"the body was not there after {BODY_S:g} s") from None
     return bytes(body)

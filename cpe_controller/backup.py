@@ -24,7 +24,6 @@ import msgspec
 from cpe_controller import audit
 from cpe_controller.files import SetupError, save
 from cpe_controller.publish import ROLLOUT, WAITING
-from cpe_controller.reports import STATUS
 from cpe_controller.setup import NEXT_KEY, SETUP, STORE, Setup, opened
 from cpe_controller.store import MAX_WRITES, Store, Write
 
@@ -83,7 +82,7 @@ def restore(file: Path, state_dir: Path, now: dt.datetime, by: str) -> Setup:
 def _in_new_epoch(store: Store, setup: Setup, now: dt.datetime) -> Setup:
     """By the clock, and not the next number: of two restores of one backup the later must be newer."""
     new = msgspec.structs.replace(setup, epoch=max(setup.epoch + 1, int(now.timestamp())))
-    stale = [entry.key for prefix in (STATUS, WAITING) for entry in store.list(prefix).entries]
+    stale = [entry.key for entry in store.list(WAITING).entries]
     store.cas([Write(SETUP, msgspec.json.encode(new)), Write(ROLLOUT, None)])
     for start in range(0, len(stale), MAX_WRITES):
         store.cas([Write(key, None) for key in stale[start : start + MAX_WRITES]])

@@ -22,7 +22,7 @@ from cpe_agent.model.document_check import decode
 from cpe_controller import pki, standing, tokens
 from cpe_controller.answers import Refused, body_of, refused, unavailable
 from cpe_controller.change import in_force
-from cpe_controller.limits import Limits, Rate
+from cpe_controller.limits import Limits, Rate, source
 from cpe_controller.store import Store, StoreError
 
 # A request with a P-256 CSR has about a kilobyte.
@@ -95,8 +95,8 @@ class _Enrolment:
         )
 
     def _admit(self, request: Request) -> None:
-        source = request.client.host if request.client else ""
-        if wait_s := self._limits.admit(source, time.monotonic()):
+        host = request.client.host if request.client else ""
+        if wait_s := self._limits.admit(source(host), time.monotonic()):
             raise Refused("busy", f"too many requests: come again in {wait_s} s", status=429, retry_after_s=wait_s)
 
 

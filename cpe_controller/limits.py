@@ -6,12 +6,26 @@ and fills up evenly. What is admitted takes one from both.
 
 from __future__ import annotations
 
+import ipaddress
 import math
 from collections import OrderedDict
 from dataclasses import dataclass
 
 # The least recently seen is forgotten first, and starts anew with a full bucket: the common one still bounds it.
 SOURCES_MAX = 4096
+
+
+def source(host: str) -> str:
+    """Who an address stands for: itself, or the /64 that one customer has whole."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return host
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.ipv4_mapped is not None:  # as a listener on both versions sees IPv4
+            return str(address.ipv4_mapped)
+        return str(ipaddress.ip_network((address, 64), strict=False))
+    return str(address)
 
 
 @dataclass(frozen=True)

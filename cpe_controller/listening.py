@@ -56,13 +56,14 @@ class Tls(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self.unread += len(data)
+        super().data_received(data)
+        # The parser would take any number of headers. A head and its body may come in one piece, and are no such thing.
         if not self.reading_body and self.unread > HEAD_MAX_BYTES:
-            self.transport.abort()  # the parser would take any number of headers
-        else:
-            super().data_received(data)
+            self.transport.abort()
 
     def on_headers_complete(self) -> None:
         self.asked = self.reading_body = True
+        self.unread = 0
         super().on_headers_complete()
 
     def on_message_complete(self) -> None:

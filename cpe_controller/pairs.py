@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cpe_agent.model.document import Pair, ServiceProbe
+from cpe_agent.model.document_check import admits
 from cpe_controller import values
 from cpe_controller.addresses import Allocation
 from cpe_controller.fields import NetworkError
@@ -189,6 +190,13 @@ def _add(found: dict[str, list[Pair]], permit: Permit, side: _Side, target: _Sid
         found[site].append(_pair(permit, pair_id, target, side, _TO_SAYS[permit.starts], None))
 
 
+def _askable(permit: Permit, probe: ServiceProbe, subnet: Subnet) -> bool:
+    """Does this permit let the site ask what the service's probe asks, at an address of this IP version?"""
+    starts = _FROM_SAYS[permit.starts]
+    there = probe.address is None or ipaddress.ip_address(probe.address) in subnet
+    return there and admits(permit.protocol, permit.ports, starts, probe)
+
+
 def _pair(
     permit: Permit, pair_id: str, mine: _Side, theirs: _Side, initiator: Initiator, probe: ServiceProbe | None
 ) -> Pair:
@@ -202,6 +210,6 @@ def _pair(
         protocol=_ICMP[mine.subnet.version] if protocol in _ICMP.values() else protocol,
         ports=permit.ports,
         class_=permit.class_,
-        probe=probe,
+        probe=probe if probe is not None and _askable(permit, probe, theirs.subnet) else None,
         log=permit.log,
     )

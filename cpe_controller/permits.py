@@ -6,12 +6,13 @@ known and none says what another says already. What becomes of a permit in docum
 
 from __future__ import annotations
 
+import ipaddress
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Literal, cast
 
 from cpe_agent.model.document import Class, ServiceProbe
-from cpe_agent.model.document_check import port_range, protocol_number
+from cpe_agent.model.document_check import admits, port_range, protocol_number
 from cpe_controller import values
 from cpe_controller.fields import Field, Record
 from cpe_controller.network import End, Hub, Permit, Service, Site, Subnet
@@ -36,7 +37,7 @@ def services(fields: Mapping[str, Field], hubs: Sequence[Hub]) -> dict[str, Serv
         if not serving:
             raise record["subnet"].error("no hub has all of these; make a service of each")
         protocol, ports = _protocol(record, None, ())
-        probe = _probe(record["probe"]) if "probe" in record else None
+        probe = _probe(record["probe"], subnets, protocol, ports) if "probe" in record else None
         service = Service(name, subnets, _at(record, serving, subnets), protocol, ports, probe)
         _refuse_two_orders(field, service, found.values())
         found[name] = service
@@ -110,8 +111,8 @@ def _refuse_two_orders(field: Field, service: Service, others: Iterable[Service]
                     )
 
 
-def _probe(field: Field) -> ServiceProbe:
-    record = field.record(("kind",), ("port",))
+def _probe(field: Field, subnets: Sequence[Subnet], protocol: str | None, ports: tuple[str, ...]) -> ServiceProbe:
+    record = field.record(("kind",), ("port", "address"))
     kind = cast(Literal["icmp", "tcp"], record["kind"].choice("icmp", "tcp"))
     port = record["port"].integer() if "port" in record else None
     if kind == "tcp" and port is None:
@@ -120,7 +121,31 @@ def _probe(field: Field) -> ServiceProbe:
         raise record["port"].error("an icmp probe has no port; leave it out")
     if port is not None and not 1 <= port <= 65535:
         raise record["port"].error(f"is {port}; 1 to 65535 is possible")
-    return ServiceProbe(kind, port)
+    probe = ServiceProbe(kind, port, _asked_address(field, record, subnets))
+    if not admits(protocol, ports, "local", probe):
+        raise field.error(f"asks for what the service does not offer: {_offered(protocol, ports)}; probe that")
+    return probe
+
+
+def _asked_address(field: Field, record: Record, subnets: Sequence[Subnet]) -> str | None:
+    if "address" not in record:
+        if any(subnet.num_addresses > 1 for subnet in subnets):
+            raise field.error("has no 'address', and the service is more than one host; add that of a server")
+        return None
+    text = record["address"].text()
+    try:
+        address = ipaddress.ip_address(text)
+    except ValueError:
+        raise record["address"].error(f"{text!r} is no IP address; write one, as in 10.1.0.10") from None
+    if not any(address in subnet for subnet in subnets):
+        raise record["address"].error(
+            f"{text} is not in {' or '.join(map(str, subnets))}; name a server of the service"
+        )
+    return str(address)
+
+
+def _offered(protocol: str | None, ports: tuple[str, ...]) -> str:
+    return f"it speaks {protocol}" + (f" on port {', '.join(ports)}" if ports else "")
 
 
 def _permit(

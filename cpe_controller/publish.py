@@ -128,8 +128,9 @@ def history(store: Store) -> dict[int, Past]:
 
 
 def _rollout(store: Store, change: Change, contacts: Mapping[str, Contact]) -> Rollout | None:
-    """None if there is nobody to be careful with: a site's first document needs no wave."""
-    had = {site for site in change.drafts if in_force(store, site) is not None}
+    """None if there is nobody to be careful with: a site's first document needs no wave, nor does one that no box has
+    ever asked for."""
+    had = {site for site in change.drafts if site in contacts and in_force(store, site) is not None}
     role = {site: decode(draft.raw).role for site, draft in change.drafts.items() if site in had and draft.raw}
     hubs = [site for site in role if role[site] == "hub"]
     now = change.made_at.timestamp()

@@ -1,11 +1,14 @@
 #!/bin/bash
 # Makes this checkout runnable on a Debian that has nothing but git and make: the Debian packages of apt-packages.txt, and a
-# virtual environment in .venv with the Python packages of setup.cfg. Says what it does; does nothing when all is there.
+# virtual environment in .venv with the Python packages of setup.cfg. With the word "guest" also what an emulated computer
+# needs (apt-packages-guest.txt). Says what it does; does nothing when all is there.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(dirname "$HERE")
 PACKAGES_FILE=$HERE/apt-packages.txt
+GUEST_PACKAGES_FILE=$HERE/apt-packages-guest.txt
+FOR=${1:-}
 VENV=$ROOT/.venv
 STAMP=$VENV/.bootstrap-stamp
 # Never the first python3 in PATH: only the system's own sees apt's python3-nftables.
@@ -29,7 +32,15 @@ fingerprint() {
     sha256sum <"$PACKAGES_FILE"
 }
 
-wanted_packages() { sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e '/^$/d' "$PACKAGES_FILE"; }
+wanted_packages() {
+    local files=("$PACKAGES_FILE")
+    if [ "$FOR" = guest ]; then
+        files+=("$GUEST_PACKAGES_FILE")
+        # From Debian 13 on the file server is a package of its own.
+        [ "${distribution#debian }" = 12 ] || echo virtiofsd
+    fi
+    sed -e 's/#.*//' -e 's/[[:space:]]*$//' -e '/^$/d' "${files[@]}"
+}
 
 missing_packages() {
     local installed

@@ -9,7 +9,16 @@ import threading
 
 import pytest
 
+from cpe_agent.edge.ipsec import resolve
+from tests.lab.pace import BACKEND, FACTOR
+
 _CLONE_NEWNET = 0x40000000
+
+
+def pytest_report_header() -> str:
+    """Every report says on which backend it was measured."""
+    slow = f", {FACTOR:g} times as patient as usual" if FACTOR != 1 else ""
+    return f"IPsec in labs: {resolve(BACKEND).value}{slow}"
 
 
 def pytest_configure(config: pytest.Config) -> None:

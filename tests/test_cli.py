@@ -12,8 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cpe_agent import __version__, app, cli
-from cpe_agent.model.condition import DrainAnswer, Severity, Status
+from cpe_agent import __version__, app, cli, down, newcomer
+from cpe_agent.arguments import USAGE
+from cpe_agent.core.enrolment import TokenError
+from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity, Status
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
 from cpe_agent.settings import Settings
@@ -189,7 +191,7 @@ class TestUsage:
     ) -> None:
         with pytest.raises(SystemExit) as caught:
             cli.main(arguments)
-        assert caught.value.code == cli.USAGE
+        assert caught.value.code == USAGE
         assert "usage: cpe-agent" in capsys.readouterr().err
 
     def test_a_reader_that_has_read_enough_is_no_error(self, config: str) -> None:
@@ -267,3 +269,98 @@ class TestDrain:
         says(EdgeError("control", op, "van-1 is a branch: only hubs are drained"))
         assert cli.main(["drain", "-c", config]) == code
         assert capsys.readouterr() == ("", "cpe-agent: van-1 is a branch: only hubs are drained.\n")
+
+
+class TestRollback:
+    @pytest.mark.parametrize(
+        ("found", "code", "words"),
+        [
+            (RollbackAnswer((1, 3), (1, 2)), 0, "Document 1.2 is in force again, and 1.3 is given up here."),
+            (RollbackAnswer((1, 3), (1, 2), "disk full"), 0, "Warning: a restart of the agent would forget it"),
+            (EdgeError("control", "rollback", "there is no document before the one in force"), 1, "no document before"),
+            (EdgeError("control", "connect", "no agent is running"), cli.NOT_RUNNING, "no agent is running"),
+        ],
+    )
+    def test_it_says_what_became_of_it(
+        self,
+        config: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        found: RollbackAnswer | EdgeError,
+        code: int,
+        words: str,
+    ) -> None:
+        def rollback(settings: Settings) -> RollbackAnswer:
+            if isinstance(found, EdgeError):
+                raise found
+            return found
+
+        monkeypatch.setattr(app, "rollback", rollback)
+        assert cli.main(["rollback", "-c", config]) == code
+        said = capsys.readouterr()
+        assert words in " ".join((said.out + said.err).split())
+
+
+class TestNewcomer:
+    TOKEN = "cpe1.eyJ9"
+
+    def _enroll(self, monkeypatch: pytest.MonkeyPatch, found: str | Exception) -> None:
+        def enroll(settings: Settings, text: str, tell: Callable[[str], None]) -> str:
+            tell("the DNS does not answer")
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(newcomer, "enroll", enroll)
+
+    @pytest.mark.parametrize(
+        ("found", "code", "words"),
+        [
+            ("van-1", 0, "This box is van-1 now.\n"),
+            (newcomer.NotLetIn("used by another box"), cli.NOT_LET_IN, "used by another box"),
+            (TokenError("the token is damaged"), cli.BAD_DATA, "the token is damaged"),
+            (EdgeError("control", "enroll", "this box is van-2 already"), cli.UNAVAILABLE, "van-2 already"),
+        ],
+    )
+    def test_enroll(
+        self,
+        config: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        found: str | Exception,
+        code: int,
+        words: str,
+    ) -> None:
+        self._enroll(monkeypatch, found)
+        assert cli.main(["enroll", "-c", config, self.TOKEN]) == code
+        said = capsys.readouterr()
+        assert words in said.out + said.err and "the DNS does not answer" in said.err
+
+    @pytest.mark.parametrize(("typed", "done"), [("reset\n", True), ("no\n", False), ("", False)])
+    def test_reset_asks(
+        self,
+        config: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        typed: str,
+        done: bool,
+    ) -> None:
+        asked: list[str] = []
+        monkeypatch.setattr(down, "take_down", lambda settings: asked.append("down"))
+        monkeypatch.setattr(newcomer, "forget", lambda state_dir: asked.append("forget"))
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        assert cli.main(["reset", "-c", config]) == (0 if done else 1)
+        assert asked == ["down", "forget"] * done
+        assert cli.main(["reset", "--yes", "-c", config]) == 0
+        assert asked == ["down", "forget"] * (1 + done)
+
+    def test_reset_forgets_nothing_while_an_agent_runs(
+        self, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        def running(settings: Settings) -> None:
+            raise EdgeError("control", "listen", "another agent is running")
+
+        monkeypatch.setattr(down, "take_down", running)
+        monkeypatch.setattr(newcomer, "forget", lambda state_dir: pytest.fail("it was forgotten"))
+        assert cli.main(["reset", "--yes", "-c", config]) == cli.UNAVAILABLE
+        assert "another agent is running" in capsys.readouterr().err

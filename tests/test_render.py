@@ -14,6 +14,7 @@ from cpe_agent.model.condition import (
     Condition,
     PathReport,
     PeerReport,
+    ServiceReport,
     Severity,
     Status,
     TargetReport,
@@ -100,6 +101,17 @@ class TestGolden:
 
     def test_a_site_without_a_document(self) -> None:
         assert render(BLANK) == BLANK_TEXT
+
+    def test_servers_are_shown_silent_ones_first(self) -> None:
+        servers = (
+            ServiceReport("a", "x", "10.10.0.10 (tcp 443)", "answering", "centre"),
+            ServiceReport("b", "x", "10.50.0.10 (echo)", "silent", "centre"),
+        )
+        lines = render(msgspec.structs.replace(BRANCH, services=servers)).splitlines()
+        at = next(i for i, line in enumerate(lines) if line.startswith("SERVER"))
+        assert lines[at].split() == ["SERVER", "STATE", "BEHIND", "PAIR"]
+        assert lines[at + 1].split() == ["10.50.0.10", "(echo)", "silent", "centre", "b"]
+        assert lines[at + 2].startswith("10.10.0.10 (tcp 443)  answering  centre")
 
     def test_colour_changes_nothing_but_the_colour(self) -> None:
         coloured = render(BRANCH, colour=True)

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cpe_agent.model.document import SigningKey
+from cpe_agent.model.enrolment import Enrolment
 from cpe_agent.settings import MAX_BYTES, HostPort, Settings, SettingsError, load_settings, parse_settings
 
 EXAMPLE = Path(__file__).parent.parent / "configs" / "agent.yaml"
@@ -52,8 +53,30 @@ def test_what_the_example_comments_out_is_right_too() -> None:
     keys = [line.removeprefix("# ") for line in lines if line.startswith("# ") and line.split()[1].endswith(":")]
     keys = [line for line in keys if line.partition(":")[0] in Settings.__struct_fields__]
     written = {line.partition(":")[0] for line in keys}
-    assert written == set(Settings.__struct_fields__) - {"site", "controllers", "signing_keys"}
+    by_enrolment = {"enrols", "token", "token_file"}
+    assert written == set(Settings.__struct_fields__) - {"site", "controllers", "signing_keys"} - by_enrolment
     assert parse("\n".join(lines + keys)) == load_settings(EXAMPLE)
+
+
+@pytest.mark.parametrize("text", ["", "# nothing\n", "site: van-1\n", "controllers: [https://c.example]\n"])
+def test_what_is_not_said_comes_by_enrolment(text: str) -> None:
+    settings = parse(text + "state_dir: /srv/agent\n")
+    assert settings.enrols
+    assert settings.certificate == Path("/srv/agent/identity/certificate.pem")
+    assert (settings.key.name, settings.ca.name) == ("key.pem", "ca.pem")
+    key = SigningKey("b", KEY)
+    enrolled = settings.enrolled(Enrolment("van-1", "net", ("https://enrolled.example",), (key,)))
+    assert (enrolled.site, enrolled.signing_keys) == ("van-1", (key,))
+    said = settings.controllers or ("https://enrolled.example",)
+    assert enrolled.controllers == said, "what is written goes before"
+
+
+def test_a_token_makes_a_box_enrol() -> None:
+    settings = parse(LEAST + "token: cpe1.eyJ9\n")
+    assert settings.enrols and settings.token == "cpe1.eyJ9" and settings.site == "van-1"
+    settings = parse(LEAST + "token_file: /run/token\n")
+    assert settings.enrols and settings.token_file == Path("/run/token")
+    assert not parse(LEAST).enrols
 
 
 def test_certificate_and_key_follow_the_state_directory() -> None:
@@ -108,7 +131,10 @@ def test_a_wrong_line_is_named(line: str, field: str, words: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "field", "words"),
     [
-        ("site: van-1", "", "", "there must be a setting `site`"),
+        ("site: van-1", "token: cpe2.eyJ9", "token", "a token begins with cpe1."),
+        ("site: van-1", "token: cpe1.e\ntoken_file: /run/token", "token_file", "write one of the two"),
+        ("site: van-1", "token: cpe1.e\nca: /etc/ca.pem", "ca", "comes by enrolment"),
+        ("site: van-1", "token_file: token", "token_file", "no absolute path"),
         ("van-1", "Van 1", "site", "is no name"),
         ("van-1", "2026", "site", "got `int`"),
         ("[https://c.example]", "[]", "controllers", "length >= 1"),
@@ -135,8 +161,6 @@ def test_a_wrong_value_is_named(old: str, new: str, field: str, words: str) -> N
 @pytest.mark.parametrize(
     ("content", "words"),
     [
-        (b"", "is empty"),
-        (b"# nothing\n", "is empty"),
         (b"site: [\n", "is not YAML"),
         (b"a: b: c\n", "line 1"),
         (b"\xff\xfe\x00", "is not YAML"),

@@ -13,13 +13,14 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cpe_agent.core import wanted_tunnels
+from cpe_agent.core import wanted_policies, wanted_tunnels
 from cpe_agent.core.uplinks import ResolvedUplink, interfaces, resolve
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.core.wanted_routes import routes
-from cpe_agent.core.wanted_ruleset import ruleset, with_pairs
+from cpe_agent.core.wanted_ruleset import ruleset, with_asked, with_pairs
+from cpe_agent.core.wanted_services import services
 from cpe_agent.model.condition import Condition
-from cpe_agent.model.dataplane import Backend, Bundle, Dataplane, Path, Tunnels
+from cpe_agent.model.dataplane import TRIAL_CHILD, Backend, Bundle, Dataplane, Path, Tunnels
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Links
 
@@ -75,6 +76,7 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
     else:
         bundles = wanted_tunnels.bundles(document, uplinks)
         probes = wanted_tunnels.probes(document, uplinks)
+    asked, unasked = services(document, links, bundles)
     if before is None or before.site != site or not _alike_but_for_pairs(before.document, document):
         table = ruleset(document, site.backend, pairs, ready and not document.drain, bound)
         before = None
@@ -84,16 +86,22 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         table = before.dataplane.ruleset
         if pairs is not before.pairs:
             table = with_pairs(table, pairs)
-    if before is not None and before.claims == claims and _paths_alike(before.uplinks, uplinks):
+    if before is None or before.ready != ready or before.dataplane.services != asked:
+        table = with_asked(table, asked)
+    known = (before.claims, before.dataplane.services) if before is not None else None
+    if before is not None and known == (claims, asked) and _paths_alike(before.uplinks, uplinks):
         tunnels = before.dataplane.tunnels
     else:
-        tunnels = Tunnels(wanted_tunnels.connections(document, uplinks, site.identity, site.backend, claims))
+        tunnels = Tunnels(wanted_tunnels.connections(document, uplinks, site.identity, site.backend, claims, asked))
     if before is not None and before.links == links:
         routing = before.dataplane.routes
     else:
         routing = routes(document, uplinks, links, site.backend)
-    dataplane = Dataplane(tunnels, table, routing, probes, bundles)
-    return Compiled(document, links, site, ready, bound, uplinks, claims, pairs, dataplane, (*conditions, *missing))
+        if site.backend is Backend.KERNEL:
+            routing = msgspec.structs.replace(routing, policies=wanted_policies.block_policies(document))
+    dataplane = Dataplane(tunnels, table, routing, probes, bundles, asked)
+    obstacles = (*conditions, *missing, *unasked)
+    return Compiled(document, links, site, ready, bound, uplinks, claims, pairs, dataplane, obstacles)
 
 
 def _paths_alike(before: tuple[ResolvedUplink, ...], now: tuple[ResolvedUplink, ...]) -> bool:
@@ -110,12 +118,19 @@ def _alike_but_for_pairs(one: Document, other: Document) -> bool:
 
 
 def with_active(
-    tunnels: Tunnels, bundles: tuple[Bundle, ...], active: Mapping[str, Path | None], dead: frozenset[int]
+    tunnels: Tunnels,
+    bundles: tuple[Bundle, ...],
+    active: Mapping[str, Path | None],
+    dead: frozenset[int],
+    trials: Mapping[str, Path] | None = None,
 ) -> Tunnels:
-    """The tunnels with each bundle's child on its active path, and the IKE_SAs that are to be replaced."""
+    """The tunnels with each bundle's child on its active path, the IKE_SAs that are to be replaced, and the children in
+    which servers are tried on other paths."""
     children: dict[Path, frozenset[str]] = {}
     for bundle in bundles:
         path = active.get(bundle.name)
         if path is not None:
             children[path] = children.get(path, frozenset()) | {bundle.child}
+    for name, path in (trials or {}).items():
+        children[path] = children.get(path, frozenset()) | {f"{TRIAL_CHILD}-{name}"}
     return Tunnels(tunnels.connections, children, dead)

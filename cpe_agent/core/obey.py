@@ -78,6 +78,11 @@ def obey(
     return document
 
 
+def lapsed(document: Document, clock: Clock) -> bool:
+    """Has its time run out, so that it is to be closed? A clock that is not trusted says nothing."""
+    return document.on_expiry == "block" and clock.trusted and clock.now >= document.expires_at.timestamp()
+
+
 def _order(order: tuple[int, int]) -> str:
     return f"epoch {order[0]} version {order[1]}"
 

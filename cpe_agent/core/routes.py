@@ -10,10 +10,12 @@ from cpe_agent.model.dataplane import PRIORITY_UPLINK_FROM, Routes
 from cpe_agent.model.ops import (
     AddAddress,
     AddDevice,
+    AddPolicy,
     AddRoute,
     AddRule,
     DeleteAddress,
     DeleteDevice,
+    DeletePolicy,
     DeleteRoute,
     DeleteRule,
     RouteOp,
@@ -25,6 +27,7 @@ def diff(wanted: Routes, observed: Routes) -> tuple[RouteOp, ...]:
     """Ordered operations; empty when all is as wanted."""
     ops: list[RouteOp] = []
     ops += [SetForwarding(family, False) for family in sorted(observed.forwarding - wanted.forwarding)]
+    ops += [AddPolicy(policy) for policy in sorted(wanted.policies - observed.policies)]
     ops += [AddDevice(name) for name in sorted(wanted.devices - observed.devices)]
     # An unreachable route must be there before a rule leads into its table, or the packet falls through to main.
     new_routes = sorted(wanted.routes - observed.routes, key=lambda route: (route.device != "", route))
@@ -44,5 +47,6 @@ def diff(wanted: Routes, observed: Routes) -> tuple[RouteOp, ...]:
     ]
     ops += [DeleteAddress(address) for address in sorted(observed.addresses - wanted.addresses)]
     ops += [DeleteDevice(name) for name in sorted(observed.devices - wanted.devices)]
+    ops += [DeletePolicy(policy) for policy in sorted(observed.policies - wanted.policies)]
     ops += [SetForwarding(family, True) for family in sorted(wanted.forwarding - observed.forwarding)]
     return tuple(ops)

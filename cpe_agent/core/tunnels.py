@@ -10,7 +10,10 @@ which they matter. Theory of operation:
 - An IKE_SA belongs to a path by the stem in its connection's name, and to the present settings by the digest in it.
   One with other settings stays until its successor carries what it should (make before break).
 - A traffic child lives on its bundle's active path. The one left behind is ended only when the new one is installed.
+- A trial child asks a bundle's servers on a path that does not carry it. It is there while it is wanted, no longer.
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
+  traffic child comes first and the probe second. One that leaves an initiation of ours unanswered is dead too, whatever
+  the probes say: where the kernel does ESP, it answers them for IKE_SAs that a restarted charon has lost.
   traffic child comes first and the probe second.
 - A traffic child through which nothing comes back is ended first and started anew then: in one IKE_SA charon refuses
   a second one like it.
@@ -25,7 +28,7 @@ from collections.abc import Iterable, Mapping
 import msgspec
 
 from cpe_agent.core.selectors import uncovered
-from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
+from cpe_agent.model.dataplane import PROBE_CHILD, TRIAL_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
     Initiate,
@@ -43,13 +46,17 @@ RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 15.0
 # A set-up that nobody answers and a child that the peer refuses end without an event: look again so soon.
 UNDER_WAY_S = 1.0
+# charon repeats itself each second: three in vain. A live peer answers in a round trip.
+UNANSWERED_S = 3.0
 
 
 class Attempt(msgspec.Struct, frozen=True):
-    """Initiations of one (connection, child) in a row without success, and when the next may be made."""
+    """Initiations of one (connection, child) in a row without success, when the next may be made, and when the last one
+    was."""
 
     count: int
     not_before: float
+    made_at: float = 0.0
 
 
 Attempts = dict[tuple[str, str], Attempt]
@@ -83,7 +90,8 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
         if path is None:
             ends += _answering_ends(connection, sas, wanted.stale)
             continue
-        start, path_ends = _dialled(connection, path, wanted, sas, carrying)
+        unanswered = {key[1] for key, made in attempts.items() if key[0] == connection.name and _unanswered(made, now)}
+        start, path_ends = _dialled(connection, path, wanted, sas, carrying, unanswered)
         ends += path_ends
         # A child that was narrowed is no success: it is asked for again ever more rarely.
         live = {
@@ -105,7 +113,7 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
         if attempt.not_before > now:
             waiting.append(attempt.not_before)
             continue
-        remembered[key] = Attempt(attempt.count + 1, now + _retry_after(connection, attempt.count))
+        remembered[key] = Attempt(attempt.count + 1, now + _retry_after(connection, attempt.count), now)
         waiting.append(remembered[key].not_before)
         starts.append((start.child == PROBE_CHILD, start))
     for sas in by_stem.values():
@@ -191,7 +199,12 @@ def _installed(sa: IkeSa, config: Child) -> ChildSa | None:
 
 
 def _dialled(
-    connection: Connection, path: Path, wanted: Tunnels, sas: list[IkeSa], carrying: set[str]
+    connection: Connection,
+    path: Path,
+    wanted: Tunnels,
+    sas: list[IkeSa],
+    carrying: set[str],
+    unanswered: set[str],
 ) -> tuple[Initiate | None, list[TunnelOp]]:
     dead = [sa for sa in sas if sa.unique_id in wanted.dead]
     ends: list[TunnelOp] = [TerminateIke(sa.unique_id, force=True) for sa in dead]
@@ -213,6 +226,8 @@ def _dialled(
         config = _config(connection, name)
         if config is not None and _installed(newest, config) is None:
             lacking.append(name)
+    if lacking and newest.creating and lacking[0] in unanswered:
+        return None, [*ends, TerminateIke(newest.unique_id, force=True)]
     if lacking and not newest.busy:
         start = Initiate(connection.name, lacking[0])
     if not lacking:
@@ -225,6 +240,10 @@ def _dialled(
         ]
     ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carrying)
     return start, ends
+
+
+def _unanswered(attempt: Attempt, now: float) -> bool:
+    return attempt.count > 0 and now >= attempt.made_at + UNANSWERED_S
 
 
 def _needed(sa: IkeSa, wanted: Tunnels, carrying: set[str]) -> bool:
@@ -251,7 +270,8 @@ def _surplus(
             surplus = doubled or (best is None and not _covered(child, config)) or child.unique_id in wanted.remake
         else:
             # A bundle that is not placed yet (the agent has just started) keeps its child: it will be adopted.
-            surplus = config is None or child.name in carrying or child.name in wanted.barred
+            trial = child.name.startswith(f"{TRIAL_CHILD}-")
+            surplus = config is None or trial or child.name in carrying or child.name in wanted.barred
         if surplus:
             ends.append(TerminateChild(child.unique_id))
     return ends

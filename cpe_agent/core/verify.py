@@ -15,7 +15,7 @@ from cpe_agent.model.condition import Condition
 from cpe_agent.model.dataplane import Dataplane, NftChain, NftSet, Routes, Ruleset
 from cpe_agent.model.difference import Difference, Kind
 from cpe_agent.model.observed import Charon
-from cpe_agent.model.words import route_words, rule_words
+from cpe_agent.model.words import policy_words, route_words, rule_words
 
 RULES = "rules"
 ROUTES = "routes"
@@ -124,6 +124,10 @@ def _routes(wanted: Routes, observed: Routes) -> Iterator[tuple[Kind, str]]:
         yield Kind.MISSING, f"device {device}"
     for device in sorted(observed.devices - wanted.devices):
         yield Kind.FOREIGN, f"device {device}"
+    for policy in sorted(wanted.policies - observed.policies):
+        yield Kind.MISSING, policy_words(policy)
+    for policy in sorted(observed.policies - wanted.policies):
+        yield Kind.FOREIGN, policy_words(policy)
     for family in sorted(wanted.forwarding - observed.forwarding):
         yield Kind.ALTERED, f"v{family} forwarding is off, not on"
     for family in sorted(observed.forwarding - wanted.forwarding):

@@ -5,7 +5,8 @@ Pure. Theory of operation:
 - A flow is admitted by who started it: packets in its original direction against the pairs that their side may start,
   replies against the same element the other way round, ICMP errors by the flow they speak of. Every packet is looked
   up, also of established flows, so a pair that goes takes its flows with it.
-- The router itself is reached through a tunnel only for probes and by pairs that name its site address; from a LAN for
+- The router itself is reached through a tunnel only for probes, by pairs that name its site address, and by the answers
+  of servers that it asks for itself (pairs with a probe: from one address to one server, nothing else); from a LAN for
   neighbour discovery, echo and what `management` lists; from an uplink for IKE on a hub, and for what a working host
   needs. What claims a protected address and did not come through a tunnel is dropped before "established" is asked:
   a forged echo reply in cleartext must never keep a dead path up.
@@ -159,6 +160,9 @@ def _from_tunnel() -> list[str]:
             f"{IP[v]} daddr @answering{v} {ECHO[v]} accept",
             # Replies alone: a running probe is "established" too, and must fall silent when its address does.
             f"{IP[v]} saddr @probed{v} {ECHO_REPLY[v]} ct state established accept",
+            # What the servers say that this router asks for itself.
+            f"{IP[v]} daddr . {IP[v]} saddr @asked_echo{v} {ECHO_REPLY[v]} ct state established accept",
+            f"ct direction reply {IP[v]} daddr . {IP[v]} saddr . tcp sport @asked_tcp{v} accept",
             f"{IP[v]} daddr @site{v} {_original(v)} @remote_pairs{v} accept",
             f"{IP[v]} daddr @site{v} {_reply(v)} @local_pairs{v} accept",
             f"meta l4proto {ICMP[v]} ct state related accept",
@@ -223,6 +227,8 @@ def _output(goes: str, hub: bool) -> tuple[str, ...]:
             f"{to_protected} {goes} ct direction reply accept",
             f"{to_protected} {goes} meta l4proto {ICMP[v]} ct state related accept",
             f"{IP[v]} daddr @probed{v} {goes} {ECHO[v]} accept",
+            f"{IP[v]} saddr . {IP[v]} daddr @asked_echo{v} {goes} {ECHO[v]} accept",
+            f"{goes} {IP[v]} saddr . {IP[v]} daddr . tcp dport @asked_tcp{v} accept",
             f"{IP[v]} saddr @site{v} {goes} {_original(v)} @local_pairs{v} accept",
             f"{to_protected} jump drop_cleartext",
             # An inner address has no business on an uplink, wherever it goes: also not what was begun while its way

@@ -53,7 +53,8 @@ def routes(document: Document, uplinks: Iterable[ResolvedUplink], links: Links, 
     own = {lan.subnet for lan in document.lans}
     for subnet in remote_subnets(document) - own:
         wanted_routes.add(Route(dp.OVERLAY, subnet))
-        if backend.device in links.by_name:
+        # The dummy device is ours to make; the other one charon makes.
+        if backend is Backend.KERNEL or backend.device in links.by_name:
             wanted_routes.add(Route(dp.OVERLAY, subnet, backend.device, metric=dp.METRIC_TUNNEL))
     for index, name in enumerate(sorted(document.uplinks)):
         uplink = next((u for u in uplinks if u.name == name), None)

@@ -15,7 +15,7 @@ from cpe_agent.core.wanted_chains import chains
 from cpe_agent.core.wanted_nat import nat_chains
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.core.wanted_routes import own_addresses, remote_subnets
-from cpe_agent.model.dataplane import IKE_BYTES_IN, IKE_BYTES_OUT, Backend, NftSet, Ruleset
+from cpe_agent.model.dataplane import IKE_BYTES_IN, IKE_BYTES_OUT, Backend, NftSet, Ruleset, Service
 from cpe_agent.model.document import Document
 
 ADDRESS = {4: "ipv4_addr", 6: "ipv6_addr"}
@@ -47,6 +47,7 @@ def ruleset(
     sets = [NftSet("lans", "ifname", elements=lans), NftSet("uplinks", "ifname", elements=uplinks)]
     sets += [NftSet(name, "ifname", counter=True, elements=uplinks) for name in (IKE_BYTES_IN, IKE_BYTES_OUT)]
     sets += _pair_sets(pairs or pair_sets(document.pairs if document else ()))
+    sets += _asked_sets(())
     for version in (4, 6):
         sets += _address_sets(document, version, ready)
         sets.append(_lan_sources(document, version))
@@ -62,6 +63,12 @@ def ruleset(
 def with_pairs(table: Ruleset, pairs: PairSets) -> Ruleset:
     """The same table with other pairs in it."""
     changed = {found.name: found for found in _pair_sets(pairs)}
+    return Ruleset(tuple(changed.get(nft_set.name, nft_set) for nft_set in table.sets), table.chains)
+
+
+def with_asked(table: Ruleset, asked: Iterable[Service]) -> Ruleset:
+    """The same table, which lets the router itself ask these servers, from these addresses."""
+    changed = {found.name: found for found in _asked_sets(asked)}
     return Ruleset(tuple(changed.get(nft_set.name, nft_set) for nft_set in table.sets), table.chains)
 
 
@@ -85,6 +92,20 @@ def _pair_sets(pairs: PairSets) -> list[NftSet]:
         sets.append(NftSet(f"{side}_pairs{version}", pair_type, "interval", True, frozenset(found.flows.tags)))
         nets = frozenset(found.nets.tags)
         sets.append(NftSet(f"{side}_nets{version}", f"{address} . {address}", "interval", False, nets))
+    return sets
+
+
+def _asked_sets(asked: Iterable[Service]) -> list[NftSet]:
+    """Who asks whom: by echo, and on which TCP port."""
+    asked = tuple(asked)
+    sets = []
+    for version in (4, 6):
+        these = [service for service in asked if ipaddress.ip_address(service.server).version == version]
+        both = f"{ADDRESS[version]} . {ADDRESS[version]}"
+        echo = frozenset(f"{service.source} . {service.server}" for service in these if not service.port)
+        tcp = frozenset(f"{service.source} . {service.server} . {service.port}" for service in these if service.port)
+        sets.append(NftSet(f"asked_echo{version}", both, elements=echo))
+        sets.append(NftSet(f"asked_tcp{version}", f"{both} . inet_service", elements=tcp))
     return sets
 
 

@@ -15,7 +15,19 @@ from collections.abc import Iterable, Mapping
 from cpe_agent.core.addresses import host
 from cpe_agent.core.selectors import outermost
 from cpe_agent.core.uplinks import ResolvedUplink
-from cpe_agent.model.dataplane import PROBE_CHILD, TRAFFIC_CHILD, Backend, Bundle, Child, Connection, Ike, Path, Probe
+from cpe_agent.model.dataplane import (
+    PROBE_CHILD,
+    TRAFFIC_CHILD,
+    TRIAL_CHILD,
+    Backend,
+    Bundle,
+    Child,
+    Connection,
+    Ike,
+    Path,
+    Probe,
+    Service,
+)
 from cpe_agent.model.document import Class, Document, DocumentError, Endpoint, Pair, Peer
 
 # suite -> (IKE proposal, ESP proposal). ESP keys are refreshed with a key exchange of their own (forward secrecy).
@@ -35,9 +47,15 @@ PROTOCOL_NAMES = {"1": "icmp", "6": "tcp", "17": "udp", "58": "ipv6-icmp", "icmp
 
 
 def connections(
-    document: Document, uplinks: Iterable[ResolvedUplink], identity: str, backend: Backend, claims: Claims | None = None
+    document: Document,
+    uplinks: Iterable[ResolvedUplink],
+    identity: str,
+    backend: Backend,
+    claims: Claims | None = None,
+    services: Iterable[Service] = (),
 ) -> tuple[Connection, ...]:
     """One per dialled path and one per peer that dials us, sorted by stem. `claims`: `selectors`, if known already."""
+    trials = _trials(document, services)
     found: list[Connection] = []
     claims = selectors(document) if claims is None else claims
     here = outermost(_own_subnets(document))
@@ -50,7 +68,7 @@ def connections(
                 source = _source(uplink, endpoint.address)
                 # Without one, charon would take any address, and the path another uplink.
                 if source is not None:
-                    found.append(_dialled(document, uplink, source, name, peer, endpoint, identity, claims))
+                    found.append(_dialled(document, uplink, source, name, peer, endpoint, identity, claims, trials))
     return tuple(sorted(found, key=lambda connection: connection.stem))
 
 
@@ -237,17 +255,20 @@ def _dialled(
     endpoint: Endpoint,
     identity: str,
     claims: Claims,
+    trials: Mapping[str, Child],
 ) -> Connection:
     probe = Child(
         PROBE_CHILD,
         (host(uplink.path_address),),
         tuple(sorted({host(endpoint.probe_address), host(endpoint.ready_address)})),
     )
-    traffic = [
-        Child(f"{TRAFFIC_CHILD}-{bundle_name(peers, class_)}", *claims[bundle_name(peers, class_)])
+    carried = [
+        bundle_name(peers, class_)
         for peers, class_ in grouped(document)
         if name in peers and _may_use(document, class_, uplink)
     ]
+    traffic = [Child(f"{TRAFFIC_CHILD}-{bundle}", *claims[bundle]) for bundle in carried]
+    traffic += [trials[bundle] for bundle in carried if bundle in trials]
     ike_proposal, esp_proposal = SUITES[document.ipsec.suite]
     ike = Ike(
         local_addrs=(source,),
@@ -269,6 +290,25 @@ def dpd_s(document: Document, uplink: str) -> int:
     them, and on a metered uplink there would be several for each."""
     standby_s = document.uplinks[uplink].probe.standby_interval_ms / 1000
     return max(document.ipsec.dpd_s, math.ceil(DPD_INTERVALS * standby_s))
+
+
+def _trials(document: Document, services: Iterable[Service]) -> dict[str, Child]:
+    """By bundle, the child in which its servers are tried on a path that does not carry it: what the asking addresses
+    ask and no other packet. It is more specific than any bundle, so it takes just that. It names the servers' whole
+    subnet: in user space charon refuses a child at whose end the router has no address, as a hub has none of a
+    server's."""
+    subnets = {pair.id: pair.remote for pair in document.pairs if pair.probe is not None}
+    found: dict[str, tuple[set[str], set[str]]] = {}
+    for service in services:
+        sources, servers = found.setdefault(service.bundle, (set(), set()))
+        protocol = "tcp" if service.port else "ipv6-icmp" if ":" in service.server else "icmp"
+        port = f"/{service.port}" if service.port else ""
+        sources.add(f"{host(service.source)}[{protocol}]")
+        servers.add(f"{subnets[service.pair]}[{protocol}{port}]")
+    return {
+        bundle: Child(f"{TRIAL_CHILD}-{bundle}", tuple(sorted(sources)), tuple(sorted(servers)))
+        for bundle, (sources, servers) in found.items()
+    }
 
 
 def _source(uplink: ResolvedUplink, remote: str) -> str | None:

@@ -79,15 +79,19 @@ class CharonTunnels:
         # What is remembered of a listing and what changes it must not overlap.
         self._turn = trio.Lock()
         self._backend = backend
+        self.use_credentials(certificate_pem, key_pem, cas_pem)
+        self._children: dict[str, tuple[LoadedChild, ...]] = {}
+        self._changed: set[str] = set()
+        self._reads_left = 0
+
+    def use_credentials(self, certificate_pem: bytes, key_pem: bytes, cas_pem: bytes) -> None:
+        """These from now on: the next `read` finds that they are not loaded. SAs that live are left alone."""
         self._key_pem = key_pem
         certificates = _certificates(certificate_pem, "our certificate")
         self._own = tuple(c.public_bytes(Encoding.DER) for c in certificates)
         self._authorities = tuple(c.public_bytes(Encoding.DER) for c in _certificates(cas_pem, "authorities"))
         # charon names a key by the SHA-1 of the public key's bits, as a subject key identifier does.
         self._key_id = x509.SubjectKeyIdentifier.from_public_key(certificates[0].public_key()).digest.hex()
-        self._children: dict[str, tuple[LoadedChild, ...]] = {}
-        self._changed: set[str] = set()
-        self._reads_left = 0
         self._certificates_seen = False
 
     async def read(self) -> Charon:
@@ -337,6 +341,7 @@ def _ike_sa(connection: str, sa: Reply) -> IkeSa:
         remote_id=text(sa, "remote-id"),
         remote_host=text(sa, "remote-host"),
         busy=any(task in _BUSY for task in tasks),
+        creating="CHILD_CREATE" in tasks and text(sa, "state") == "ESTABLISHED",
         children=tuple(_child_sa(section(children, key)) for key in children),
     )
 
@@ -352,6 +357,8 @@ def _child_sa(child: Reply) -> ChildSa:
         bytes_out=_number(child, "bytes-out"),
         packets_in=_number(child, "packets-in"),
         packets_out=_number(child, "packets-out"),
+        spi_in=_number(child, "spi-in", 16),
+        spi_out=_number(child, "spi-out", 16),
     )
 
 
@@ -359,10 +366,10 @@ def _selectors(message: Reply, key: str) -> tuple[str, ...]:
     return tuple(canonical_selector(selector) for selector in texts(message, key))
 
 
-def _number(message: Reply, key: str) -> int:
+def _number(message: Reply, key: str, base: int = 10) -> int:
     value = text(message, key, "0")
     try:
-        return int(value)
+        return int(value, base)
     except ValueError as error:
         raise EdgeError("charon", f"read {key}", f"{value!r} is no number") from error
 
@@ -389,5 +396,6 @@ def _events(event: str, message: Reply) -> list[CharonEvent]:
             for key in children:
                 child = section(children, key)
                 child_name = text(child, "name") or text(section(child, "new"), "name")
-                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name))
+                spi_in = _number(child, "spi-in", 16) if up else 0
+                found.append(CharonEvent(kind, name, _number(sa, "uniqueid"), child_name, spi_in))
     return found

@@ -14,12 +14,14 @@ from __future__ import annotations
 import http
 import logging
 import ssl
+import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import AsyncExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 import httpx
+import msgspec
 import trio
 
 from cpe_agent.edge.controller_answer import (
@@ -30,18 +32,26 @@ from cpe_agent.edge.controller_answer import (
     chunks_of,
     document_body,
     signed_document,
+    small_body,
     words,
 )
+from cpe_agent.edge.https import TIMEOUT_S, Https, Now, server_tls
+from cpe_agent.edge.names import Names
+from cpe_agent.model.document import SCHEMA
+from cpe_agent.model.enrolment import Renewed
+from cpe_agent.model.site_report import SiteReport
 from cpe_agent.ports import SignedDocument
 
 __all__ = ["ChangeStream", "ControllerError", "HttpsController"]
 
-# For connecting with TLS, and for each read of a document.
-TIMEOUT_S = 5.0
 # For a whole document, however slowly it drips: the largest takes this long at 0.5 Mbit/s.
 DOCUMENT_TIMEOUT_S = 128.0
 # Three heartbeats of 10 s.
 SILENCE_S = 30.0
+# How long a poll is held: below the minute at which proxies give up.
+POLL_S = 25.0
+# Which schemas of documents this agent speaks, newest last.
+SCHEMAS = {"cpe-schemas": str(SCHEMA)}
 
 T = TypeVar("T")
 
@@ -58,18 +68,21 @@ class HttpsController:
         key_path: Path,
         trust_env: bool = False,
         *,
+        names: Names | None = None,
+        now: Now = time.time,
         timeout_s: float = TIMEOUT_S,
         document_timeout_s: float = DOCUMENT_TIMEOUT_S,
         silence_s: float = SILENCE_S,
     ) -> None:
         if not base_urls:
             raise ValueError("a controller needs at least one base URL")
-        self._base_urls = [url.rstrip("/") for url in base_urls]
+        self._first_urls = [url.rstrip("/") for url in base_urls]
+        self._base_urls = self._first_urls
         self._last_good = 0
         self._ca_pem_path = ca_pem_path
         self._certificate_path = certificate_path
         self._key_path = key_path
-        self._trust_env = trust_env
+        self._https = Https(self._tls, names, now, timeout_s=timeout_s, trust_env=trust_env)
         self._timeout_s = timeout_s
         self._document_timeout_s = document_timeout_s
         self._silence_s = silence_s
@@ -103,6 +116,38 @@ class HttpsController:
         self._streams.add(stream)
         return stream
 
+    async def poll(self, local_address: str, after: tuple[int, int] | None) -> tuple[int, int] | None:
+        """One line of changes, held by the controller for at most POLL_S: for networks that cut or swallow a stream.
+        Raises ControllerError."""
+        query = f"?after={after[0]}.{after[1]}&wait={POLL_S:g}" if after else f"?wait={POLL_S:g}"
+        patience_s = POLL_S + self._timeout_s
+        body = await self._exchange(
+            "changes", f"/v1/changes{query}", local_address, None, "application/x-ndjson", patience_s
+        )
+        return change("the controller", body.partition(b"\n")[0])
+
+    async def report(self, local_address: str, report: SiteReport) -> None:
+        """Tell the controller how this site fares. Raises ControllerError."""
+        content = msgspec.json.encode(report)
+        await self._exchange("status", "/v1/status", local_address, content, "application/json", self._timeout_s)
+
+    async def renew(self, local_address: str, csr_pem: str) -> Renewed:
+        """A certificate for the next key of this site. Raises ControllerError."""
+        content = msgspec.json.encode({"csr": csr_pem})
+        body = await self._exchange(
+            "certificate", "/v1/certificate", local_address, content, "application/json", self._timeout_s
+        )
+        try:
+            return msgspec.json.decode(body, type=Renewed)
+        except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            raise ControllerError("certificate", f"the answer cannot be read: {error}") from None
+
+    def use(self, base_urls: Sequence[str]) -> None:
+        """These are the controller's addresses now, best first; those from the beginning stay as the last resort."""
+        urls = list(dict.fromkeys([*(url.rstrip("/") for url in base_urls), *self._first_urls]))
+        if urls != self._base_urls:
+            self._base_urls, self._last_good = urls, 0
+
     async def aclose(self) -> None:
         """Close every stream that is still open."""
         for stream in list(self._streams):
@@ -121,12 +166,15 @@ class HttpsController:
             self._last_good = index
             return result
         asked = [failure.retry_after_s for failure in failures if failure.retry_after_s is not None]
-        raise ControllerError(op, "; ".join(failure.cause for failure in failures), max(asked, default=None))
+        cause = "; ".join(failure.cause for failure in failures)
+        code = next((failure.code for failure in failures if failure.code), "")
+        answered = any(failure.answered for failure in failures)
+        raise ControllerError(op, cause, max(asked, default=None), code, answered)
 
     async def _fetch(self, base_url: str, local_address: str, etag: str | None) -> tuple[SignedDocument, str] | None:
-        headers = {"accept": "application/json"} | ({} if etag is None else {"if-none-match": etag})
+        headers = {"accept": "application/json", **SCHEMAS} | ({} if etag is None else {"if-none-match": etag})
         async with AsyncExitStack() as stack:
-            response = await self._get(stack, f"{base_url}/v1/document", local_address, headers, self._timeout_s)
+            response = await self._https.send(stack, f"{base_url}/v1/document", headers, local_address=local_address)
             if response.status_code == http.HTTPStatus.NOT_MODIFIED and etag is not None:
                 return None
             await check("document", base_url, response, "application/json")
@@ -136,38 +184,47 @@ class HttpsController:
     async def _subscribe(self, base_url: str, local_address: str) -> _Connection:
         with words("changes", base_url):
             async with AsyncExitStack() as stack:
-                headers = {"accept": "application/x-ndjson"}
+                headers = {"accept": "application/x-ndjson", **SCHEMAS}
                 url = f"{base_url}/v1/changes"
-                response = await self._get(stack, url, local_address, headers, self._silence_s)
+                response = await self._https.send(
+                    stack, url, headers, local_address=local_address, read_timeout_s=self._silence_s
+                )
                 await check("changes", base_url, response, "application/x-ndjson")
                 chunks = await stack.enter_async_context(chunks_of(response))
                 return _Connection(stack.pop_all(), chunks, base_url)
         raise AssertionError("words() raises what it catches")
 
-    async def _get(
-        self, stack: AsyncExitStack, url: str, local_address: str, headers: dict[str, str], read_timeout_s: float
-    ) -> httpx.Response:
-        """A response whose body is still to be read; `stack` holds its connection."""
-        client = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(
-                verify=self._tls(), http2=False, local_address=local_address or None, trust_env=self._trust_env
-            ),
-            timeout=httpx.Timeout(self._timeout_s, read=read_timeout_s),
-            trust_env=self._trust_env,
-            # A signature is over exact bytes, and what is not compressed cannot explode.
-            headers={"user-agent": "cpe-agent", "accept-encoding": "identity", **headers},
-        )
-        await stack.enter_async_context(client)
-        return await stack.enter_async_context(client.stream("GET", url))
+    async def _exchange(
+        self, op: str, path: str, local_address: str, content: bytes | None, accept: str, patience_s: float
+    ) -> bytes:
+        """One small request, and the answer's body (empty for 204)."""
+
+        async def attempt(base_url: str) -> bytes:
+            with words(op, base_url):
+                with trio.move_on_after(self._timeout_s + patience_s):
+                    async with AsyncExitStack() as stack:
+                        headers = {"accept": accept, "content-type": "application/json", **SCHEMAS}
+                        response = await self._https.send(
+                            stack,
+                            f"{base_url}{path}",
+                            headers,
+                            local_address=local_address,
+                            read_timeout_s=patience_s,
+                            content=content,
+                        )
+                        if response.status_code == http.HTTPStatus.NO_CONTENT and content is not None:
+                            return b""
+                        await check(op, base_url, response, accept)
+                        return await small_body(op, base_url, response)
+                raise ControllerError(op, f"{base_url}: not finished after {self._timeout_s + patience_s:g} s")
+
+        return await self._first_good(op, attempt)
 
     def _tls(self) -> ssl.SSLContext:
         try:
-            # With a file of ours, the system's own authorities are not loaded: the pinned one is the only one.
-            context = ssl.create_default_context(cafile=self._ca_pem_path)
+            context = server_tls(None, str(self._ca_pem_path))
         except (OSError, ValueError) as error:
             raise ControllerError("connect", f"{self._ca_pem_path} cannot be used as authority: {error}") from None
-        # Python 3.13's default, so that a certificate is as good or bad on every Debian.
-        context.verify_flags |= ssl.VERIFY_X509_STRICT | ssl.VERIFY_X509_PARTIAL_CHAIN
         try:
             context.load_cert_chain(self._certificate_path, self._key_path)
         except (OSError, ValueError) as error:

@@ -30,14 +30,30 @@ SIGNATURE_BYTES = 64
 KEY_ID_MAX_CHARS = 256
 # Enough to recognise a portal's or a proxy's page by.
 EXCERPT_BYTES = 60
+# What a controller says when it refuses is a sentence or two.
+REFUSAL_MAX_CHARS = 300
+
+
+# A refusal in the controller's own words, or a certificate with its authorities.
+SMALL_BODY_MAX_BYTES = 64 * 1024
 
 
 class ControllerError(EdgeError):
-    """No answer, or none that can be used. `retry_after_s` is what the controller asked for, if it did."""
+    """No answer, or none that can be used. `retry_after_s` is what the controller asked for, if it did; `code` is its
+    word for a refusal ("" if it gave none); `answered`: something that is our controller did answer."""
 
-    def __init__(self, op: str, cause: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self, op: str, cause: str, retry_after_s: float | None = None, code: str = "", answered: bool = False
+    ) -> None:
         super().__init__("controller", op, cause)
         self.retry_after_s = retry_after_s
+        self.code = code
+        self.answered = answered
+
+
+class _Refusal(msgspec.Struct, frozen=True):
+    error: str
+    code: str = ""
 
 
 class _Line(msgspec.Struct, frozen=True):
@@ -113,18 +129,37 @@ async def check(op: str, base_url: str, response: httpx.Response, content_type: 
     found = response.headers.get("content-type", "").partition(";")[0].strip().lower()
     if response.status_code == http.HTTPStatus.OK and found == content_type:
         return
-    excerpt = b""
+    body = b""
+    at_most = SMALL_BODY_MAX_BYTES if found == "application/json" else EXCERPT_BYTES
     async with chunks_of(response) as chunks:
         async for chunk in chunks:
-            excerpt += chunk[: EXCERPT_BYTES - len(excerpt)]
-            if len(excerpt) >= EXCERPT_BYTES:
+            body += chunk[: at_most - len(body)]
+            if len(body) >= at_most:
                 break
+    retry_after_s = _retry_after_s(response.headers)
+    if found == "application/json":
+        with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            refusal = msgspec.json.decode(body, type=_Refusal)
+            said = " ".join(refusal.error.split())[:REFUSAL_MAX_CHARS]
+            raise ControllerError(op, f"{base_url}: {said}", retry_after_s, refusal.code[:40], True)
+    excerpt = body[:EXCERPT_BYTES]
     phrase = f"{response.status_code} {response.reason_phrase}".strip()
     looks = f"{found or 'no content type'}, {excerpt!r}" if excerpt else "an empty body"
     cause = f"{base_url}: answered {phrase} with {looks}"
     if response.status_code == http.HTTPStatus.OK:
         cause += f"; expected {content_type}: is this our controller?"
-    raise ControllerError(op, cause, _retry_after_s(response.headers))
+    raise ControllerError(op, cause, retry_after_s, answered=True)
+
+
+async def small_body(op: str, base_url: str, response: httpx.Response) -> bytes:
+    """All of a body that has no reason to be long."""
+    body = bytearray()
+    async with chunks_of(response) as chunks:
+        async for chunk in chunks:
+            body += chunk
+            if len(body) > SMALL_BODY_MAX_BYTES:
+                raise ControllerError(op, f"{base_url}: answered with more than {SMALL_BODY_MAX_BYTES} bytes")
+    return bytes(body)
 
 
 async def document_body(base_url: str, response: httpx.Response) -> bytes:

@@ -23,12 +23,15 @@ MAX_FILE_BYTES = 256 * 1024
 
 
 class Identity(msgspec.Struct, frozen=True):
-    """`certificate_pem` is our own certificate alone; `key_pem` is unencrypted PKCS#8, as charon takes it."""
+    """`certificate_pem` is our own certificate alone, `chain_pem` has the intermediate ones after it; `key_pem` is
+    unencrypted PKCS#8, as charon takes it."""
 
     name: str
     certificate_pem: bytes
     key_pem: bytes
     not_after: dt.datetime
+    not_before: dt.datetime
+    chain_pem: bytes
 
     def __repr__(self) -> str:
         # The key must not get into a log by way of somebody's repr().
@@ -37,7 +40,7 @@ class Identity(msgspec.Struct, frozen=True):
 
 def load_identity(certificate_path: Path, key_path: Path) -> Identity:
     """The identity of this site. If the certificate's file holds a chain, its first certificate is ours."""
-    certificate = _certificate(certificate_path)
+    certificate, *intermediate = _certificates(certificate_path)
     name = _name(certificate_path, certificate)
     key = _key(key_path)
     encoding, public = serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo
@@ -50,13 +53,15 @@ def load_identity(certificate_path: Path, key_path: Path) -> Identity:
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
         not_after=certificate.not_valid_after_utc,
+        not_before=certificate.not_valid_before_utc,
+        chain_pem=b"".join(c.public_bytes(serialization.Encoding.PEM) for c in (certificate, *intermediate)),
     )
 
 
-def _certificate(path: Path) -> x509.Certificate:
+def _certificates(path: Path) -> list[x509.Certificate]:
     content = _read(path)
     try:
-        return x509.load_pem_x509_certificates(content)[0]
+        return x509.load_pem_x509_certificates(content)
     except ValueError:
         raise _error(f"{path} holds no certificate in PEM form (-----BEGIN CERTIFICATE-----)") from None
 

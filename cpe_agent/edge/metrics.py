@@ -93,6 +93,7 @@ def _metrics(status: Status) -> Iterator[Metric]:
     yield from _site(status)
     yield from _paths(status)
     yield from _bundles(status)
+    yield from _services(status)
     yield _counter("dropped_packets", "Packets dropped, by reason.", "reason", status.dropped_packets)
     limits = {reason: count for reason, count in status.dropped_packets.items() if reason.startswith(IKE_INIT)}
     init = {reason.removeprefix(IKE_INIT): count for reason, count in limits.items()}
@@ -118,6 +119,15 @@ def _site(status: Status) -> Iterator[Metric]:
     if status.document_expires is not None:
         expiry.add_metric([], status.document_expires)
     yield expiry
+
+    certificate = _gauge("certificate_expiry_timestamp_seconds", "When this site's certificate expires.")
+    if status.certificate_expires is not None:
+        certificate.add_metric([], status.certificate_expires)
+    yield certificate
+
+    clock = _gauge("clock_trusted", "Whether the system's clock says no less than has certainly passed.")
+    clock.add_metric([], status.clock_trusted)
+    yield clock
 
     contact = _gauge("controller_last_contact_timestamp_seconds", "When the controller last answered.")
     if status.controller_last_contact is not None:
@@ -184,6 +194,17 @@ def _paths(status: Status) -> Iterator[Metric]:
     for state, count in sorted(ike_sas.items()):
         sas.add_metric([state], count)
     yield sas
+
+
+def _services(status: Status) -> Iterator[Metric]:
+    """By bundle: pairs are too many for labels."""
+    up = _gauge("service_up", "Whether probed servers of the bundle answer: how large a part of them.", "bundle")
+    for bundle in sorted({service.bundle for service in status.services}):
+        states = [service.state for service in status.services if service.bundle == bundle]
+        known = [state for state in states if state != "unknown"]
+        if known:
+            up.add_metric([bundle], known.count("answering") / len(known))
+    yield up
 
 
 def _bundles(status: Status) -> Iterator[Metric]:

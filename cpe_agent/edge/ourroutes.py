@@ -13,7 +13,7 @@ from typing import Any
 
 from pyroute2.netlink.exceptions import NetlinkError
 
-from cpe_agent.edge import routetable
+from cpe_agent.edge import routetable, xfrm
 from cpe_agent.edge.linkwatch import LOOPBACK_INDEX
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL, Backend, Route, Routes, Rule
 
@@ -37,6 +37,7 @@ def read(kernel: Any) -> Routes:
         routes=frozenset(route for raw in ours for route in routes(raw, names)),
         devices=frozenset({DEVICE} if _is_up_dummy(kernel, DEVICE) else ()),
         forwarding=forwarding(),
+        policies=xfrm.block_policies(),
     )
 
 

@@ -9,6 +9,7 @@ and leave alone what another program holds.
 from __future__ import annotations
 
 import errno
+import itertools
 import socket
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -17,16 +18,18 @@ from typing import Any
 import trio
 from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
-from cpe_agent.edge import ourroutes, routetable
+from cpe_agent.edge import ourroutes, routebatch, routetable, xfrm
 from cpe_agent.edge.linkwatch import LOOPBACK_INDEX
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL, Route, Rule
 from cpe_agent.model.ops import (
     AddAddress,
     AddDevice,
+    AddPolicy,
     AddRoute,
     AddRule,
     DeleteAddress,
     DeleteDevice,
+    DeletePolicy,
     DeleteRoute,
     DeleteRule,
     RouteOp,
@@ -38,15 +41,15 @@ _GONE = frozenset({errno.ESRCH, errno.ENOENT, errno.ENODEV, errno.ENXIO, errno.E
 _THERE = frozenset({errno.EEXIST})
 # An operation that looked at a list which changed meanwhile is tried again.
 _ATTEMPTS = 5
+# Fewer are not worth it.
+TOGETHER_FROM = 8
 
 
 def apply(kernel: Any, ops: Sequence[RouteOp]) -> list[tuple[RouteOp, Exception]]:
     """Do `ops` on an open pyroute2 IPRoute, in a trio worker thread. Returns what was refused."""
     batch = _Batch(kernel)
     refused: list[tuple[RouteOp, Exception]] = []
-    for op in ops:
-        # A hub's thousands of routes take seconds: whoever is cancelled does not wait for the end.
-        trio.from_thread.check_cancelled()
+    for op in _one_by_one(batch, ops):
         for attempt in range(_ATTEMPTS):
             try:
                 batch.do(op)
@@ -59,6 +62,20 @@ def apply(kernel: Any, ops: Sequence[RouteOp]) -> list[tuple[RouteOp, Exception]
             else:
                 break
     return refused
+
+
+def _one_by_one(batch: _Batch, ops: Sequence[RouteOp]) -> Iterator[RouteOp]:
+    """The operations in order, but without the additions of routes that could be made together."""
+    for together, group in itertools.groupby(ops, lambda op: isinstance(op, AddRoute)):
+        rest = list(group)
+        while rest:
+            # A hub's thousands of routes take seconds: whoever is cancelled does not wait for the end.
+            trio.from_thread.check_cancelled()
+            if together and len(rest) >= TOGETHER_FROM:
+                now, rest = rest[: routebatch.TOGETHER], rest[routebatch.TOGETHER :]
+                yield from batch.add_together([op.route for op in now if isinstance(op, AddRoute)])
+            else:
+                yield rest.pop(0)
 
 
 class _Slot:
@@ -95,8 +112,21 @@ class _Batch:
                 self._add_route(op.route)
             case DeleteRoute():
                 self._delete_route(op.route)
+            case AddPolicy():
+                xfrm.add_block_policy(op.policy)
+            case DeletePolicy():
+                xfrm.delete_block_policy(op.policy)
             case SetForwarding():
                 _set_forwarding(op.family, op.on)
+
+    def add_together(self, routes: Sequence[Route]) -> list[RouteOp]:
+        """Returns what must be looked at by itself."""
+        left = set(routebatch.add(routes))
+        for route in routes:
+            known = self._tables.get(_table_of(route))
+            if known is not None and route not in left:
+                known.setdefault(_place_of(route), _Slot()).ours.add(route)
+        return [AddRoute(route) for route in routes if route in left]
 
     def _add_device(self, name: str) -> None:
         with _no_error(_THERE):

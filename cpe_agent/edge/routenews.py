@@ -9,6 +9,7 @@ tells of every change. While nothing is told that could concern us, what was rea
 | one put in another's place (nobody tells whose) | yes                   | if it is in our tables         |
 | any other route                                 | no                    | if it is in our tables         |
 | an address                                      | yes                   | no                             |
+| an IPsec policy of ours, or the loss of all     | yes                   | no                             |
 | a link (its routes go without a word), a rule   | yes                   | yes                            |
 | anything that was lost or is not understood     | yes                   | yes                            |
 
@@ -22,9 +23,10 @@ import errno
 import socket
 import struct
 import weakref
+from collections.abc import Callable
 from typing import NamedTuple
 
-from cpe_agent.edge import routetable
+from cpe_agent.edge import routetable, xfrm
 from cpe_agent.edge.strangers import TABLES
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL
 
@@ -58,6 +60,7 @@ class RouteNews:
 
     def __init__(self) -> None:
         self._netlink: socket.socket | None = None
+        self._policies: socket.socket | None = None
 
     def heard(self) -> News:
         """Since the last call. Everything, at the first. Raises OSError."""
@@ -65,21 +68,38 @@ class RouteNews:
             self._netlink = _subscribed()
             # The socket outlives no owner, and goes without a warning.
             weakref.finalize(self, self._netlink.close)
+            self._policies = xfrm.subscribed((xfrm.GROUP_POLICY,))
+            if self._policies is not None:
+                weakref.finalize(self, self._policies.close)
             return News(True, True)
-        ours = others = False
-        for _ in range(_BURST):
-            try:
-                datagram = self._netlink.recv(_DATAGRAM_BYTES)
-            except BlockingIOError:
-                return News(ours, others)
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                ours = others = True
-            else:
-                news = told(datagram)
-                ours, others = ours or news.ours, others or news.others
-        return News(True, True)
+        news = _heard(self._netlink, told)
+        if self._policies is not None:
+            news = _together(news, _heard(self._policies, _told_of_policies))
+        return news
+
+
+def _heard(netlink: socket.socket, said: Callable[[bytes], News]) -> News:
+    news = News(False, False)
+    for _ in range(_BURST):
+        try:
+            datagram = netlink.recv(_DATAGRAM_BYTES)
+        except BlockingIOError:
+            return news
+        except OSError as error:
+            if error.errno != errno.ENOBUFS:
+                raise
+            news = News(True, True)
+        else:
+            news = _together(news, said(datagram))
+    return News(True, True)
+
+
+def _together(one: News, other: News) -> News:
+    return News(one.ours or other.ours, one.others or other.others)
+
+
+def _told_of_policies(datagram: bytes) -> News:
+    return News(xfrm.concerns_block_policies(datagram), False)
 
 
 def told(datagram: bytes) -> News:

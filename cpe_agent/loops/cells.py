@@ -8,10 +8,12 @@ import msgspec
 
 from cpe_agent.cell import Cell
 from cpe_agent.core.budget import Budget
+from cpe_agent.core.certificate import Life
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.steer import Steering
-from cpe_agent.model.condition import Condition
+from cpe_agent.model.condition import Condition, ServiceReport
+from cpe_agent.model.confirmation import Rejection
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, Links
@@ -47,12 +49,22 @@ class TargetState(msgspec.Struct, frozen=True):
 
 
 class ControllerState(msgspec.Struct, frozen=True):
-    """When the controller was last heard (wall time), why not if not, the last document refused, and why
-    the last one accepted could not be stored."""
+    """When the controller was last heard (wall time), and why not if not."""
 
     last_contact: float | None = None
     error: str = ""
-    rejected: str = ""
+
+
+class Standing(msgspec.Struct, frozen=True):
+    """How firmly the document in force stands. `since`: when it was put in force (wall time). `pending`: it is on
+    trial, and `missing` what it lacks still. `refused`: what the controller offers instead and may not be obeyed.
+    `reverted`: the newer one that was given up. `store_error`: why a restart would not find all of this."""
+
+    since: float = 0.0
+    pending: bool = False
+    missing: str = ""
+    refused: Rejection | None = None
+    reverted: Rejection | None = None
     store_error: str = ""
 
 
@@ -66,21 +78,26 @@ class Readiness(msgspec.Struct, frozen=True):
 class Services(msgspec.Struct, frozen=True):
     """What probes of servers say. `failing`: by bundle, the peers behind which all its probed servers fail although
     they answer behind another. `trials`: by bundle, the path on which its servers are being tried besides the active
-    one."""
+    one. `reports`: each server."""
 
     failing: Mapping[str, frozenset[str]] = {}
     trials: Mapping[str, Path] = {}
+    reports: tuple[ServiceReport, ...] = ()
 
 
 class Cells:
-    """One writer each: document, controller (loops.follow); links (loops.links); readiness (loops.readiness); plan
-    (loops.planning); charon, targets, duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus
-    (loops.pathmtu); active, moves, steering, measure (loops.steering); usages, budgets, overhead (loops.metering);
-    own_uplink (loops.own_way); services (loops.services); taken_out (loops.drill)."""
+    """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew);
+    clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets,
+    duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); broken (loops.ipsec);
+    active, moves, steering, measure (loops.steering); usages, budgets, overhead (loops.metering); own_uplink
+    (loops.own_way); services (loops.services); taken_out (loops.drill)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
+        self.standing: Cell[Standing] = Cell(Standing())
         self.controller: Cell[ControllerState] = Cell(ControllerState())
+        self.certificate: Cell[Life | None] = Cell(None)
+        self.clock_floor: Cell[float | None] = Cell(None)  # None: the system's clock is believed
         self.links: Cell[Links | None] = Cell(None)
         self.readiness: Cell[Readiness | None] = Cell(None)
         self.plan: Cell[Plan | None] = Cell(None)
@@ -88,6 +105,8 @@ class Cells:
         self.duplicates: Cell[tuple[Condition, ...]] = Cell(())
         self.targets: Cell[dict[str, TargetState]] = Cell({})
         self.verdicts: Cell[Verdicts] = Cell(Verdicts())
+        # IKE_SAs (unique ids) that lack in the kernel what they need.
+        self.broken: Cell[frozenset[int]] = Cell(frozenset())
         self.path_mtus: Cell[dict[Target, int]] = Cell({})
         self.active: Cell[dict[str, Path | None]] = Cell({})
         self.moves: Cell[dict[tuple[str, str], int]] = Cell({})

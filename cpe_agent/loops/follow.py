@@ -1,4 +1,4 @@
-"""What does the controller ask now? Loads the last good document, then follows the controller over any uplink.
+"""What does the controller ask now? Follows it over any uplink; loops.confirm judges what it offers.
 
 A document that is refused changes nothing: it is reported, and not fetched again until the controller has another one.
 Losing the controller changes nothing either. Every address of ours is tried, best uplink first: the router's own way
@@ -8,26 +8,21 @@ works, and the kernel's own default route may lead into one that is up and dead.
 
 from __future__ import annotations
 
+import math
 import random
 import time
-from collections.abc import Callable, Mapping
-from typing import TypeVar
 
 import msgspec
 import trio
 
-from cpe_agent.core import bootstrap, obey
-from cpe_agent.core.obey import Clock
+from cpe_agent.core import bootstrap
 from cpe_agent.core.uplinks import resolve
-from cpe_agent.core.wanted_tunnels import selectors
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells
-from cpe_agent.model.document import Document, DocumentError
-from cpe_agent.ports import ControllerPort, EdgeError, SignedDocument, StorePort
+from cpe_agent.loops.confirm import InForce
+from cpe_agent.ports import ControllerPort, EdgeError
 
 log = get_logger()
-
-T = TypeVar("T")
 
 RETRY_FIRST_S = 0.5
 RETRY_MAX_S = 30.0
@@ -35,45 +30,28 @@ RETRY_MAX_S = 30.0
 RETRY_AFTER_MAX_S = 600.0
 # A held stream that has lived this long was a good one: the next failure starts from the shortest wait.
 SETTLED_S = 30.0
+# Heartbeats come every 10 s: a stream with so many lines came through.
+GOOD_LINES = 4
+# After so many that did not in a row, changes are polled for,
+CUTS_MAX = 3
+# for so long; then a stream is tried once more.
+POLLING_S = 1800.0
 
 
 class Follower:
-    """Follows the controller; the one writer of the document and controller Cells."""
+    """Follows the controller; the one writer of the controller Cell."""
 
-    def __init__(
-        self, cells: Cells, port: ControllerPort, store: StorePort, site: str, bootstrap_keys: Mapping[str, str]
-    ) -> None:
+    def __init__(self, cells: Cells, port: ControllerPort, in_force: InForce) -> None:
         self._cells = cells
         self._port = port
-        self._store = store
-        self._site = site
-        self._bootstrap_keys = bootstrap_keys
+        self._in_force = in_force
         self._etag: str | None = None
-        self._highest: tuple[int, int] | None = None
-        self._clock_floor = 0.0
-        self._in_force = b""
+        self._announced: tuple[int, int] | None = None
+        self._cuts = 0
+        self._polls_until = -math.inf
         # The call or stream that is under way, and the uplink that it was begun by ("": the router's own way out).
         self._under_way = trio.CancelScope()
         self._by_uplink: str | None = None
-
-    def load(self) -> None:
-        """Put the last good document into force, if there is one and it still verifies."""
-        self._highest = self._stored(self._store.load_order)
-        self._clock_floor = self._stored(self._store.load_clock_floor) or 0.0
-        signed = self._stored(self._store.load_document)
-        if signed is None:
-            return
-        try:
-            keys = obey.signing_keys(None, self._bootstrap_keys)
-            obey.verify(signed.raw, signed.signature, signed.key_id, keys)
-            document = obey.obey(signed.raw, self._site, None, None, self._clock(), stored=True)
-        except DocumentError as error:
-            log.error("document_rejected", field=error.path, reason=f"stored: {error.reason}")
-            return
-        self._highest = max(self._highest or document.order, document.order)
-        self._in_force = signed.raw
-        self._cells.document.set(document)
-        log.info("document_loaded", epoch=document.epoch, version=document.version)
 
     async def run(self) -> None:
         """For ever."""
@@ -116,17 +94,62 @@ class Follower:
             wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
             await trio.sleep(max(wait, min(asked_to_wait_s, RETRY_AFTER_MAX_S)))
 
+    async def reach(self) -> bool:
+        """Does the controller answer a connection that is made now, over any address of ours?"""
+        for local_address in self.ways():
+            try:
+                await self._port.document(local_address, self._etag)
+            except EdgeError as error:
+                # One that answers with an error is reached all the same.
+                if not getattr(error, "answered", False):
+                    continue
+            return True
+        return False
+
+    def ways(self) -> list[str]:
+        """Our addresses to reach the controller from, best first; the kernel's own choice ("") last."""
+        return self._local_addresses()
+
     async def _follow(self, local_address: str) -> None:
         """Fetch, then hold the stream of changes and fetch at each; returns only by `EdgeError`."""
+        document = self._cells.document.value
+        if document is not None and document.controllers:
+            self._port.use(document.controllers)
         await self._fetch(local_address)
-        async for order in self._port.changes(local_address):
-            self._heard()
-            if order is not None and order != self._highest:
-                await self._fetch(local_address)
-            elif order is not None:
-                # The controller is back at what is in force here.
-                self._report_rejected("")
-        raise EdgeError("controller", "changes", "the controller ended the stream")
+        if trio.current_time() < self._polls_until:
+            while trio.current_time() < self._polls_until:
+                await self._hear(local_address, await self._port.poll(local_address, self._announced))
+            # The controller is asked for a stream again.
+            self._cuts = CUTS_MAX - 1
+        lines = 0
+        try:
+            async for order in self._port.changes(local_address):
+                lines += 1
+                await self._hear(local_address, order)
+            raise EdgeError("controller", "changes", "the controller ended the stream")
+        except EdgeError as error:
+            if error.op == "changes":
+                self._stream_ended(lines)
+            raise
+
+    async def _hear(self, local_address: str, order: tuple[int, int] | None) -> None:
+        self._heard()
+        if order is not None:
+            self._announced = order
+        if order is None or self._in_force.given_up(order):
+            return
+        if order != self._in_force.highest:
+            await self._fetch(local_address)
+        else:
+            # The controller is back at what is in force here.
+            self._in_force.offered_in_force()
+
+    def _stream_ended(self, lines: int) -> None:
+        """A stream whose lines do not come through, again and again, although documents do, is somebody's proxy."""
+        self._cuts = 0 if lines >= GOOD_LINES else self._cuts + 1
+        if self._cuts >= CUTS_MAX:
+            self._polls_until = trio.current_time() + POLLING_S
+            log.info("controller_polled", reason=f"its stream of changes was cut {self._cuts} times in a row")
 
     async def _fetch(self, local_address: str) -> None:
         answer = await self._port.document(local_address, self._etag)
@@ -136,55 +159,7 @@ class Follower:
         if answer is None:
             return
         signed, self._etag = answer
-        self._consider(signed)
-
-    def _consider(self, signed: SignedDocument) -> None:
-        current = self._cells.document.value
-        try:
-            keys = obey.signing_keys(current, self._bootstrap_keys)
-            obey.verify(signed.raw, signed.signature, signed.key_id, keys)
-            if current is not None and self._in_force == signed.raw:
-                self._report_rejected("")
-                return
-            document = obey.obey(signed.raw, self._site, self._highest, current, self._clock())
-            # Bundles that contradict each other show only when they are compiled.
-            selectors(document)
-        except DocumentError as error:
-            self._report_rejected(str(error))
-            log.error("document_rejected", field=error.path, reason=error.reason)
-            return
-        self._accept(signed, document)
-
-    def _accept(self, signed: SignedDocument, document: Document) -> None:
-        self._clock_floor = max(self._clock_floor, document.issued_at.timestamp())
-        self._highest = document.order
-        self._in_force = signed.raw
-        try:
-            # After a crash in between, the stored document's own order counts as well (see `load`).
-            self._store.save_document(signed)
-            self._store.save_order(document.order)
-            self._store.save_clock_floor(self._clock_floor)
-        except EdgeError as error:
-            # A full disk is no reason to leave a removed pair open: obey now, and say that a restart would forget it.
-            log.error("store_failed", op=error.op, cause=error.cause)
-            self._update(store_error=error.cause)
-        else:
-            self._update(store_error="")
-        self._cells.document.set(document)
-        self._report_rejected("")
-        log.info("document_accepted", epoch=document.epoch, version=document.version)
-
-    def _stored(self, load: Callable[[], T]) -> T | None:
-        """What `load` finds; a damaged file is as good as none, and is written anew by the next save."""
-        try:
-            return load()
-        except EdgeError as error:
-            log.error("store_failed", op=error.op, cause=error.cause)
-            return None
-
-    def _clock(self) -> Clock:
-        now = time.time()
-        return Clock(max(now, self._clock_floor), trusted=now >= self._clock_floor)
+        self._in_force.consider(signed, self._announced)
 
     def _local_addresses(self) -> list[str]:
         document, links = self._cells.document.value, self._cells.links.value
@@ -212,9 +187,6 @@ class Follower:
         if not self._cells.controller.value.error:
             log.warning("controller_lost", op=error.op, cause=error.cause)
         self._update(error=f"{error.op}: {error.cause}")
-
-    def _report_rejected(self, reason: str) -> None:
-        self._update(rejected=reason)
 
     def _update(self, **changes: object) -> None:
         self._cells.controller.set(msgspec.structs.replace(self._cells.controller.value, **changes))

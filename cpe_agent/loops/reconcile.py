@@ -30,11 +30,12 @@ from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan
+from cpe_agent.loops.early import EarlyPackets
 from cpe_agent.loops.target import RETRY_FIRST_S, Target
 from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Path, Route, Routes, Tunnels
 from cpe_agent.model.observed import Charon, Links
 from cpe_agent.model.ops import FirewallOp
-from cpe_agent.ports import EdgeError, FirewallPort, RoutePort, TunnelPort
+from cpe_agent.ports import EarlyPort, EdgeError, FirewallPort, RoutePort, TunnelPort
 
 log = get_logger()
 
@@ -61,6 +62,7 @@ class Reconciler:
         route_port: RoutePort,
         charon: TunnelPort,
         backend: Backend,
+        early: EarlyPort,
     ) -> None:
         self.bell = Bell()
         # Set once the firewall has been seen to. Who opens connections waits for it: what was opened before the
@@ -70,6 +72,7 @@ class Reconciler:
         self._firewall = firewall_port
         self._routes = route_port
         self._tunnels = charon
+        self._early = EarlyPackets(early)
         self._backend = backend
         self._links_target = Target(LINKS, cells)
         self._rules_target = Target(RULES, cells)
@@ -104,7 +107,8 @@ class Reconciler:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(ring_on_change, self.bell, "plan", (cells.plan,))
             nursery.start_soon(ring_on_change, self.bell, ROUTES, (cells.path_mtus, cells.own_uplink))
-            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, (cells.active, cells.verdicts))
+            tunnels_follow = (cells.active, cells.verdicts, cells.services, cells.broken)
+            nursery.start_soon(ring_on_change, self.tunnels_bell, TUNNELS, tunnels_follow)
             nursery.start_soon(self._watch_firewall)
             nursery.start_soon(self._watch_charon)
             nursery.start_soon(self._glance_at_charon)
@@ -261,7 +265,9 @@ class Reconciler:
 
     async def _keep_tunnels(self) -> None:
         while True:
-            until = min(trio.current_time() + BACKSTOP_S, self._tunnels_wake_at, self._tunnels_target.retry_at)
+            until = trio.current_time() + BACKSTOP_S
+            if self._locked_plan is not None:
+                until = min(until, self._tunnels_wake_at, self._tunnels_target.retry_at)
             await self.tunnels_bell.wait(until)
             if self._locked_plan is not None:
                 await self._pass_tunnels()
@@ -275,8 +281,9 @@ class Reconciler:
 
     def _wanted_tunnels(self, plan: Plan) -> Tunnels:
         bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
-        active, dead = self._cells.active.value, self._cells.verdicts.value.dead
-        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead)
+        active, dead = self._cells.active.value, self._cells.verdicts.value.dead | self._cells.broken.value
+        trials = self._cells.services.value.trials
+        wanted = with_active(plan.dataplane.tunnels, bundles, active, dead, trials)
         return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
 
     async def _pass_tunnels(self) -> None:
@@ -294,19 +301,21 @@ class Reconciler:
         start = tunnels.head_start(wanted, known, self._attempts, trio.current_time())
         self._attempts = start.attempts
         for op in start.ops:
+            self._early.before(op, wanted, known)
             # What is refused is seen to, and told, by the look that follows.
             with suppress(EdgeError):
                 await self._tunnels.apply(op)
 
     async def _tunnels_step(self) -> None:
         observed = await self._tunnels.read()
+        self._early.after(observed)
         self._cells.charon.set(observed)
         # As of now: what was moved during the look and is started already must not be taken for a stray.
         plan = self._locked_plan
         assert plan is not None
         wanted = msgspec.structs.replace(
             self._wanted_tunnels(plan),
-            stale=self._look_at_branches(plan, observed),
+            stale=self._look_at_branches(plan, observed) | self._cells.broken.value,
             remake=self._listen(plan, observed),
         )
         looked_at = (wanted, self._cells.charon.value)
@@ -323,6 +332,7 @@ class Reconciler:
         drifted = len(tunnels.altered(wanted, observed)) if settled else 0
         refused: EdgeError | None = None
         for op in step.ops:
+            self._early.before(op, wanted, observed)
             try:
                 await self._tunnels.apply(op)
             except EdgeError as error:
@@ -371,7 +381,8 @@ class Reconciler:
                     lost = False
                     self.tunnels_bell.ring(TUNNELS)
                 async with aclosing(self._tunnels.events()) as events:
-                    async for _ in events:
+                    async for event in events:
+                        self._early.heard(event)
                         self.tunnels_bell.ring(TUNNELS)
             except EdgeError as error:
                 if not lost:

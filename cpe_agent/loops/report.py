@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections import Counter
+from collections.abc import Mapping
 
 import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.core import conditions, metering, overhead
+from cpe_agent.core import certificate, conditions, metering, overhead
+from cpe_agent.core.health import Track
 from cpe_agent.core.path_conditions import path_conditions
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.tunnels import carrying
@@ -89,7 +91,20 @@ class Reporter:
             pair_packets=packets,
             pair_bytes=volumes,
             conditions=self._conditions(),
+            clock_trusted=cells.clock_floor.value is None,
+            document_confirmed=not cells.standing.value.pending,
+            certificate_expires=life.not_after_s if (life := cells.certificate.value) is not None else None,
+            services=cells.services.value.reports,
         )
+
+    @property
+    def tracks(self) -> Mapping[Path, Track]:
+        """How each path fares."""
+        return self._probing.tracks
+
+    def conditions(self) -> tuple[Condition, ...]:
+        """Those that hold now, and since when."""
+        return self._conditions()
 
     def _conditions(self) -> tuple[Condition, ...]:
         cells = self._cells
@@ -103,9 +118,10 @@ class Reporter:
             now=now,
             obstacles=self._obstacles(plan),
             target_errors={name: state.error for name, state in cells.targets.value.items()}
-            | {"store": cells.controller.value.store_error},
+            | {"store": cells.standing.value.store_error},
             controller_error=cells.controller.value.error,
-            rejected=cells.controller.value.rejected,
+            rejected=refused.reason if (refused := cells.standing.value.refused) else "",
+            services=cells.services.value.reports,
         )
         held = {(condition.type, condition.subject): condition for condition in found}
         for key in [key for key in self._since if key not in held]:
@@ -119,12 +135,16 @@ class Reporter:
 
     def _obstacles(self, plan: Plan | None) -> tuple[Condition, ...]:
         """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs, by
-        what paths were measured to do."""
+        a document on trial or given up, what paths were measured to do."""
         cells, readiness = self._cells, self._cells.readiness.value
+        standing = cells.standing.value
         return (
             *(plan.conditions if plan else ()),
             *(readiness.conditions if readiness else ()),
             *self._cells.duplicates.value,
+            *certificate.conditions(self._cells.certificate.value, time.time()),
+            *conditions.clock(self._cells.clock_floor.value, time.time()),
+            *conditions.standing(standing.pending, standing.missing, standing.reverted),
             *self._cells.silent.value,
             *(self._path_conditions(plan) if plan else ()),
             *(metering.conditions(plan.document.uplinks, cells.usages.value, cells.budgets.value) if plan else ()),
@@ -241,6 +261,32 @@ class Reporter:
             carrier = str(path) if path else None
             reports.append(BundleReport(bundle.name, bundle.pairs, carrier, there, moves, round(held_s, 1)))
         return tuple(reports)
+
+
+def unenrolled_status(backend: Backend, started: float, conditions: tuple[Condition, ...]) -> Status:
+    """The report of a box that belongs to no site yet."""
+    return Status(
+        site="",
+        role="unknown",
+        agent_version=__version__,
+        backend=backend.value,
+        started=started,
+        now=time.time(),
+        document_epoch=None,
+        document_version=None,
+        document_issued=None,
+        document_expires=None,
+        controller_last_contact=None,
+        uplinks=(),
+        paths=(),
+        bundles=(),
+        peers=(),
+        targets=(),
+        dropped_packets={},
+        pair_packets={},
+        pair_bytes={},
+        conditions=tuple(msgspec.structs.replace(c, since=started) for c in conditions),
+    )
 
 
 def _peers(document: Document | None, charon: Charon) -> tuple[PeerReport, ...]:

@@ -59,6 +59,17 @@ class BundleReport(msgspec.Struct, frozen=True):
     held_s: float = 0.0
 
 
+class ServiceReport(msgspec.Struct, frozen=True):
+    """A probed server: for which pair, how it is asked, whether it answers (answering, silent, unknown), behind
+    whom."""
+
+    pair: str
+    bundle: str
+    server: str
+    state: str
+    peer: str | None
+
+
 class UplinkReport(msgspec.Struct, frozen=True):
     """An uplink as found. `up`: it leads somewhere. `bytes_total`: counted ever, both ways; `used_bytes`: in the budget
     month that began on `month`; `remaining_bytes`: of its monthly bytes (None: it has no cap), never below 0; `budget`:
@@ -109,6 +120,15 @@ class DrainAnswer(msgspec.Struct, frozen=True):
     warning: str = ""
 
 
+class RollbackAnswer(msgspec.Struct, frozen=True):
+    """What became of `rollback`: the (epoch, version) that was left and the one that is in force now. `warning`: what
+    the operator must know, or ""."""
+
+    left: tuple[int, int]
+    in_force: tuple[int, int]
+    warning: str = ""
+
+
 class Status(msgspec.Struct, frozen=True):
     """The whole report. Times are wall time in seconds."""
 
@@ -132,6 +152,10 @@ class Status(msgspec.Struct, frozen=True):
     pair_packets: dict[str, int]
     pair_bytes: dict[str, int]
     conditions: tuple[Condition, ...]
+    document_confirmed: bool = True
+    clock_trusted: bool = True
+    certificate_expires: float | None = None
+    services: tuple[ServiceReport, ...] = ()
 
     @property
     def severity(self) -> Severity:

@@ -19,6 +19,7 @@ TABLE = "cpe_agent"
 CONNECTION_PREFIX = "cpe-"
 PROBE_CHILD = "probe"
 TRAFFIC_CHILD = "traffic"
+TRIAL_CHILD = "trial"
 # Sets of uplinks whose elements count IKE and NAT keepalives.
 IKE_BYTES_IN = "spent_on_ike_in"
 IKE_BYTES_OUT = "spent_on_ike_out"
@@ -50,6 +51,8 @@ METRIC_NOWHERE = 1000
 # Their metric is behind all that anybody else has there.
 MAIN = 254
 METRIC_RETURN = 20000
+# Ours among the kernel's IPsec policies; charon's are all below 800,000, and the lowest number decides.
+BLOCK_PRIORITY = 900_155
 
 
 class Backend(Enum):
@@ -202,6 +205,14 @@ class Route(msgspec.Struct, frozen=True, order=True):
     mtu: int = 0
 
 
+class BlockPolicy(msgspec.Struct, frozen=True, order=True):
+    """An IPsec policy of the kernel that lets nothing pass unless charon has one for it. `direction`: in, fwd, out."""
+
+    direction: str
+    source: str  # "10.1.0.0/24"; anywhere is "0.0.0.0/0" or "::/0"
+    destination: str
+
+
 class Routes(msgspec.Struct, frozen=True):
     """Routing that is ours, addresses on `lo` that are ours, and whether the router forwards."""
 
@@ -210,6 +221,7 @@ class Routes(msgspec.Struct, frozen=True):
     routes: frozenset[Route] = frozenset()
     devices: frozenset[str] = frozenset()  # dummy devices
     forwarding: frozenset[int] = frozenset()  # IP versions that forward: 4, 6
+    policies: frozenset[BlockPolicy] = frozenset()  # kernel backend
 
 
 class Probe(msgspec.Struct, frozen=True, order=True):
@@ -235,6 +247,22 @@ class Bundle(msgspec.Struct, frozen=True):
     needs: Class = Class()
 
 
+class Service(msgspec.Struct, frozen=True, order=True):
+    """A server behind a pair, and how this router asks it: from its own address `source`, which the pair admits. `port`
+    0: by echo."""
+
+    bundle: str
+    pair: str
+    source: str
+    server: str
+    port: int = 0
+
+    @property
+    def asked(self) -> str:
+        """In words: "10.10.0.10 (tcp 443)"."""
+        return f"{self.server} ({f'tcp {self.port}' if self.port else 'echo'})"
+
+
 class Dataplane(msgspec.Struct, frozen=True):
     """All of it."""
 
@@ -243,3 +271,4 @@ class Dataplane(msgspec.Struct, frozen=True):
     routes: Routes
     probes: tuple[Probe, ...]
     bundles: tuple[Bundle, ...]
+    services: tuple[Service, ...] = ()

@@ -97,10 +97,11 @@ class Peer(_Part, frozen=True):
 
 
 class ServiceProbe(_Part, frozen=True):
-    """A probe of the server behind a pair."""
+    """A probe of the server behind a pair. `address` may be left out where `remote` is a single host: it is that."""
 
     kind: Literal["icmp", "tcp"] = "icmp"
     port: int | None = None
+    address: str | None = None
 
 
 class Pair(_Part, frozen=True):

@@ -25,6 +25,7 @@ from cpe_agent.model.document import (
     Network,
     Pair,
     Peer,
+    ServiceProbe,
     Uplink,
 )
 
@@ -255,8 +256,36 @@ def _check_pair(
         port_range(f"{path}.ports[{number}]", ports)
     if pair.class_ != "default" and pair.class_ not in classes:
         raise DocumentError(f"{path}.class", f"{pair.class_!r} is no class of this document")
-    if pair.probe is not None and (pair.probe.kind == "tcp") != (pair.probe.port is not None):
-        raise DocumentError(f"{path}.probe.port", "a tcp probe needs a port, an icmp probe has none")
+    if pair.probe is not None:
+        _check_service(f"{path}.probe", pair, pair.probe, remote)
+
+
+def _check_service(path: str, pair: Pair, probe: ServiceProbe, remote: Network) -> None:
+    if (probe.kind == "tcp") != (probe.port is not None):
+        raise DocumentError(f"{path}.port", "a tcp probe needs a port, an icmp probe has none")
+    if probe.port is not None and not 1 <= probe.port <= 65535:
+        raise DocumentError(f"{path}.port", f"is {probe.port}; 1 to 65535 is possible")
+    if probe.address is None:
+        if remote.num_addresses != 1:
+            raise DocumentError(f"{path}.address", f"is needed: {remote} is more than one host")
+    elif _address(f"{path}.address", probe.address) not in remote:
+        raise DocumentError(f"{path}.address", f"{probe.address} is not in {remote}")
+    if not admits(pair.protocol, pair.ports, pair.initiator, probe):
+        asked = f"tcp port {probe.port}" if probe.kind == "tcp" else "an echo"
+        raise DocumentError(f"{path}.kind", f"the pair does not let this site start {asked}: probe what it does")
+
+
+def admits(protocol: str | None, ports: tuple[str, ...], initiator: str, probe: ServiceProbe) -> bool:
+    """Would a pair with these let its local side ask what `probe` asks?"""
+    if initiator == "remote":
+        return False
+    if protocol is None:
+        return True
+    number = protocol_number("protocol", protocol)
+    if probe.kind == "icmp":
+        return number in (PROTOCOLS["icmp"], PROTOCOLS["icmpv6"])
+    ranges = [port_range("ports", text) for text in ports] or [(0, 65535)]
+    return number == PROTOCOLS["tcp"] and any(low <= (probe.port or 0) <= high for low, high in ranges)
 
 
 def _inside(subnet: Network, networks: list[Network]) -> bool:

@@ -35,7 +35,7 @@ class Links(msgspec.Struct, frozen=True):
 
 class ChildSa(msgspec.Struct, frozen=True):
     """An installed CHILD_SA. Selectors as charon prints them. Bytes and packets since it was installed, as they are
-    inside."""
+    inside. `spi_in`: what packets for it carry here (0: not known)."""
 
     name: str
     unique_id: int
@@ -46,6 +46,8 @@ class ChildSa(msgspec.Struct, frozen=True):
     bytes_out: int = 0
     packets_in: int = 0
     packets_out: int = 0
+    spi_in: int = 0
+    spi_out: int = 0
 
     @property
     def installed(self) -> bool:
@@ -53,8 +55,46 @@ class ChildSa(msgspec.Struct, frozen=True):
         return self.state in ("INSTALLED", "REKEYING", "REKEYED")
 
 
+class KernelSa(msgspec.Struct, frozen=True, order=True):
+    """An SA of ESP in UDP that the kernel holds. `added`: wall time."""
+
+    source: str
+    destination: str
+    spi: int
+    reqid: int
+    source_port: int
+    destination_port: int
+    added: float
+
+
+class KernelPolicy(msgspec.Struct, frozen=True, order=True):
+    """An IPsec policy that the kernel holds: ports and protocol 0 are any, reqid 0 is one without ESP, `spi` 0 says
+    nothing. `selector` is the kernel's own form of what it selects."""
+
+    direction: str
+    source: str
+    destination: str
+    protocol: int
+    source_port: int
+    destination_port: int
+    priority: int
+    reqid: int = 0
+    spi: int = 0
+    mark: int = 0
+    mask: int = 0
+    selector: bytes = b""
+
+
+class KernelIpsec(msgspec.Struct, frozen=True):
+    """Everybody's SAs and policies."""
+
+    sas: frozenset[KernelSa] = frozenset()
+    policies: frozenset[KernelPolicy] = frozenset()
+
+
 class IkeSa(msgspec.Struct, frozen=True):
-    """An IKE_SA known to charon, by unique id. `busy`: charon has a task of ours under way in it (set-up, a child)."""
+    """An IKE_SA known to charon, by unique id. `busy`: charon has a task of ours under way in it (set-up, a child);
+    `creating`: a new child."""
 
     connection: str
     unique_id: int
@@ -64,6 +104,7 @@ class IkeSa(msgspec.Struct, frozen=True):
     remote_host: str = ""
     busy: bool = False
     children: tuple[ChildSa, ...] = ()
+    creating: bool = False
 
     @property
     def established(self) -> bool:
@@ -105,12 +146,13 @@ class EventKind(Enum):
 
 
 class CharonEvent(msgspec.Struct, frozen=True):
-    """charon says that something became of one of our connections."""
+    """charon says that something became of one of our connections. `spi_in`: of a child that came up."""
 
     kind: EventKind
     connection: str
     unique_id: int
     child: str = ""
+    spi_in: int = 0
 
 
 class Reply(msgspec.Struct, frozen=True):

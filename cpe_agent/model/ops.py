@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import msgspec
 
-from cpe_agent.model.dataplane import Connection, NftChain, NftSet, Route, Rule, Ruleset
+from cpe_agent.model.dataplane import BlockPolicy, Connection, NftChain, NftSet, Route, Rule, Ruleset
 
 
 class ReplaceTable(msgspec.Struct, frozen=True):
@@ -84,6 +84,14 @@ class DeleteRoute(msgspec.Struct, frozen=True):
     route: Route
 
 
+class AddPolicy(msgspec.Struct, frozen=True):
+    policy: BlockPolicy
+
+
+class DeletePolicy(msgspec.Struct, frozen=True):
+    policy: BlockPolicy
+
+
 class SetForwarding(msgspec.Struct, frozen=True):
     """Turn forwarding of one IP version (4 or 6) on or off."""
 
@@ -100,6 +108,8 @@ RouteOp = (
     | DeleteRule
     | AddRoute
     | DeleteRoute
+    | AddPolicy
+    | DeletePolicy
     | SetForwarding
 )
 

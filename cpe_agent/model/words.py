@@ -7,16 +7,18 @@ from __future__ import annotations
 
 from typing import assert_never
 
-from cpe_agent.model.dataplane import Route, Rule, stem_of
+from cpe_agent.model.dataplane import BlockPolicy, Route, Rule, stem_of
 from cpe_agent.model.ops import (
     AddAddress,
     AddDevice,
     AddElements,
+    AddPolicy,
     AddRoute,
     AddRule,
     DeleteAddress,
     DeleteDevice,
     DeleteElements,
+    DeletePolicy,
     DeleteRoute,
     DeleteRule,
     DeleteTable,
@@ -58,6 +60,10 @@ def describe(op: FirewallOp | RouteOp | TunnelOp) -> str:
             return f"add {route_words(op.route)}"
         case DeleteRoute():
             return f"delete {route_words(op.route)}"
+        case AddPolicy():
+            return f"add {policy_words(op.policy)}"
+        case DeletePolicy():
+            return f"delete {policy_words(op.policy)}"
         case _:
             return _tunnel(op)
 
@@ -75,6 +81,11 @@ def rule_words(rule: Rule) -> str:
     selector = f" from {rule.source}" if rule.source else ""
     selector += f" iif {rule.iif}" if rule.iif else ""
     return f"v{rule.family} rule {rule.priority}{selector} table {rule.table}"
+
+
+def policy_words(policy: BlockPolicy) -> str:
+    """ "policy out block 0.0.0.0/0 to 10.1.0.0/24"."""
+    return f"policy {policy.direction} block {policy.source} to {policy.destination}"
 
 
 def _firewall(op: FirewallOp) -> str:

@@ -13,22 +13,27 @@ import sys
 import time
 from collections.abc import Sequence
 
+from cpe_agent.edge.ipsec import resolve
 from cpe_agent.model.dataplane import Backend
 from cpe_agent.ports import EdgeError
 from tests.bench.alone import in_namespace
 from tests.bench.bench import Bench, Measure
 from tests.bench.brownout import BROWNOUT
 from tests.bench.charonkill import charon_kill
+from tests.bench.enrol import token_to_ping
 from tests.bench.figure import Figure, keep, summarise
 from tests.bench.flap import FLAP
+from tests.bench.kernel import failover_after_restart, planned_move_lost
 from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import OUTAGES
+from tests.bench.planned import planned_move
 from tests.bench.probecost import PROBE_COST
 from tests.bench.restart import agent_restart
 from tests.bench.standby import model_error
 from tests.lab import watch
 from tests.lab.container import REPOSITORY, LabError
 from tests.lab.lab import Lab
+from tests.lab.pace import BACKEND
 from tests.lab.provision import provision
 
 FILE = REPOSITORY / "build" / "bench.json"
@@ -40,6 +45,14 @@ MEASURES = (
     BROWNOUT,
     FLAP,
     PROBE_COST,
+    Measure(
+        "planned_move_lost_packets",
+        "packets",
+        "lost of 100 packets/s each way by a switch, a drill, a drained hub and a failback",
+        limit=0,
+        runs=10,
+        take=planned_move,
+    ),
     Measure(
         "forbidden_packets_delivered",
         "packets",
@@ -63,6 +76,14 @@ MEASURES = (
         limit=3000,
         runs=5,
         take=charon_kill,
+    ),
+    Measure(
+        "token_to_ping_s",
+        "s",
+        "from a token typed on a new box to the first ping through a tunnel",
+        limit=5,
+        runs=5,
+        take=token_to_ping,
     ),
     Measure(
         "pairs_10k_first_apply_ms",
@@ -170,6 +191,33 @@ MEASURES = (
         take=model_error,
         on_demand=True,
     ),
+    Measure(
+        "kernel_planned_move_lost_up",
+        "packets",
+        "lost of 100 packets/s from branch to hub by a planned move, kernel's ESP",
+        limit=0,
+        runs=5,
+        take=planned_move_lost("up"),
+        kernel_only=True,
+    ),
+    Measure(
+        "kernel_planned_move_lost_down",
+        "packets",
+        "lost of 100 packets/s from hub to branch by a planned move, kernel's ESP",
+        limit=6,
+        runs=5,
+        take=planned_move_lost("down"),
+        kernel_only=True,
+    ),
+    Measure(
+        "kernel_failover_after_restart_ratio",
+        "times",
+        "a failover 1, 5 or 30 s after the hub's charon was killed and restarted, to the usual one",
+        limit=3,
+        runs=10,
+        take=failover_after_restart,
+        kernel_only=True,
+    ),
 )
 
 
@@ -180,6 +228,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--seed", type=int, default=os.environ.get("SEED"), help="of the faults' moments")
     arguments = parser.parse_args(argv)
     wanted = [m for m in MEASURES if arguments.name == m.name or (arguments.name is None and not m.on_demand)]
+    if resolve(BACKEND) is not Backend.KERNEL:
+        elsewhere = [measure.name for measure in wanted if measure.kernel_only]
+        if elsewhere:
+            print(f"bench: not on this kernel, which has no ESP: {', '.join(elsewhere)}", file=sys.stderr)
+            print("  make guest CMD='CPE_BACKEND=kernel .venv/bin/python -m tests.bench NAME'", file=sys.stderr)
+        wanted = [measure for measure in wanted if not measure.kernel_only]
+        if not wanted and elsewhere:
+            return 1
     if not wanted:
         print(f"bench: there is no figure {arguments.name!r}. There are:", file=sys.stderr)
         for measure in MEASURES:

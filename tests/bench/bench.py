@@ -75,6 +75,8 @@ class Measure:
     worst: bool = True
     # Without one, `Bench.lab` is there but not up.
     needs_lab: bool = True
+    # About the kernel's ESP; left out where there is none.
+    kernel_only: bool = False
     median_limit: float | None = None
     setting: Setting = Setting()
     on_demand: bool = False

@@ -31,6 +31,7 @@ from cpe_agent.model.document_check import decode
 from tests.bench.pairs import BRANCHES, PAIRS, branch_peer
 from tests.core.documents import HUB, hub
 from tests.edge.charon_bed import Host, authority
+from tests.fakes.early import FakeEarly
 
 HUB_BRANCHES = 2000
 _CLONE_NEWNET = 0x40000000
@@ -63,7 +64,7 @@ async def _measure(host: Host, runs: int, say: Callable[[str], None]) -> list[fl
     charon = CharonTunnels(host.vici, identity.certificate_pem, identity.key_pem, authority().pem, Backend.USERLAND)
     cells, firewall, netlink = Cells(), NftablesFirewall(), Netlink()
     cells.readiness.set(Readiness(True))
-    reconciler = Reconciler(cells, firewall, netlink, charon, Backend.USERLAND)
+    reconciler = Reconciler(cells, firewall, netlink, charon, Backend.USERLAND, FakeEarly())
     peers = {f"branch-{number}": branch_peer(number) for number in range(HUB_BRANCHES)}
     assert HUB_BRANCHES >= BRANCHES
     asked = decode(encode(hub(peers=peers, pairs=PAIRS)))

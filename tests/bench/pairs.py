@@ -31,6 +31,7 @@ from cpe_agent.model.ops import FirewallOp
 from tests.bench.crossing import Crossing
 from tests.core.documents import CENTRE_LAN, HUB, HUB_LINKS, hub, pair
 from tests.fakes.charon import FakeCharon
+from tests.fakes.early import FakeEarly
 from tests.fakes.routes import FakeRoutes
 
 BRANCHES, PAIRS_EACH = 250, 40
@@ -107,7 +108,7 @@ class Agent:
         routes = FakeRoutes()
         for link in HUB_LINKS.by_name.values():
             routes.set_link(link)
-        self.reconciler = Reconciler(self.cells, self.firewall, routes, FakeCharon(), Backend.USERLAND)
+        self.reconciler = Reconciler(self.cells, self.firewall, routes, FakeCharon(), Backend.USERLAND, FakeEarly())
         self.cells.links.set(HUB_LINKS)
         self.cells.readiness.set(Readiness(True))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import datetime as dt
 import hashlib
 import json
+import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,12 +19,14 @@ import msgspec
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
+from starlette.requests import Request
+from starlette.types import Message
 
 from cpe_agent.model.document_check import decode
-from cpe_controller import authorities, commands, pki, setup, standing, tokens
+from cpe_controller import answers, authorities, commands, pki, setup, standing, tokens
 from cpe_controller.answers import Refused
 from cpe_controller.commands import answering
-from cpe_controller.limits import Limits, Rate
+from cpe_controller.limits import Limits, Rate, source
 from cpe_controller.tokens import Record
 from tests.controller.conftest import Served, serving
 
@@ -210,6 +214,29 @@ def test_the_root_may_be_away_while_sites_enrol(state: Path, text: str) -> None:
         assert box.enroll(_token(state, "van-1")).status_code == 200
 
 
+def test_a_head_that_does_not_end_is_cut_off(served: Served) -> None:
+    """A body, on the other hand, may come in one piece with its head."""
+    host, port = served.enrolment_url.removeprefix("https://").split(":")
+    context = ssl.create_default_context(cafile=str(served.state / "root.pem"))
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=host) as stream,
+    ):
+        stream.sendall(b"POST /v1/enroll HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n" + b" " * 90000)
+        assert stream.recv(99).startswith(b"HTTP/1.1 413")
+    with (
+        socket.create_connection((host, int(port)), timeout=10) as plain,
+        context.wrap_socket(plain, server_hostname=host) as stream,
+    ):
+        sent = 0
+        with pytest.raises(OSError):
+            stream.sendall(b"GET /v1/ca HTTP/1.1\r\n")
+            while sent < 50_000_000:
+                stream.sendall(b"x: y\r\n" * 1000)
+                sent += 6000
+        assert sent < 50_000_000
+
+
 def test_limits_are_for_each_and_for_all() -> None:
     limits = Limits(Rate(2, 10.0), Rate(3, 1.0))
     assert [limits.admit("a", 0.0) for _ in range(3)] == [0, 0, 10]
@@ -218,3 +245,23 @@ def test_limits_are_for_each_and_for_all() -> None:
     assert limits.admit("c", 1.0) == 0
     assert limits.admit("a", 5.0) == 5
     assert limits.admit("a", 10.0) == 0
+
+
+def test_a_source_is_who_pays_for_the_line() -> None:
+    assert source("198.51.100.7") == source("::ffff:198.51.100.7") == "198.51.100.7"
+    assert source("::ffff:198.51.100.8") != source("198.51.100.7")
+    assert source("2001:db8:0:1::7") == source("2001:db8:0:1:ffff::9") != source("2001:db8:0:2::7")
+
+
+def test_who_drips_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "BODY_S", 0.05)
+
+    async def never() -> Message:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    async def read() -> None:
+        with pytest.raises(Refused, match="not there after"):
+            await answers.body_of(Request({"type": "http", "method": "POST"}, never), 100)
+
+    asyncio.run(asyncio.wait_for(read(), 5))

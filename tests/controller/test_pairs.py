@@ -48,7 +48,7 @@ branches:
     uplinks: {lte: {kind: cellular}}
     lans: {crew: {subnet: 10.102.0.0/24, interface: lan0}}
 services:
-  records: {subnet: [10.10.0.0/24, "fd00:10::/64"], protocol: icmp, probe: {kind: tcp, port: 443}}
+  records: {subnet: [10.10.0.0/24, "fd00:10::/64"], protocol: icmp, probe: {kind: icmp, address: 10.10.0.10}}
   archive: {subnet: "fd00:10::/64"}
   imaging: {subnet: 10.20.0.0/24, protocol: tcp, ports: [443]}
   directory: {subnet: 10.50.0.0/24}
@@ -78,7 +78,8 @@ def test_a_dual_stack_service_gives_a_pair_for_each_ip_version() -> None:
     old, new = (_pair(documents, "hospital-1", f"hospital-1.{lan}>records") for lan in ("ward", "ward-6"))
     assert (old.remote, old.protocol) == ("10.10.0.0/24", "icmp")
     assert (new.local, new.remote, new.protocol) == ("fd00:101::/64", "fd00:10::/64", "icmpv6")
-    assert old.probe == document.ServiceProbe("tcp", 443)
+    assert old.probe == document.ServiceProbe("icmp", address="10.10.0.10")
+    assert new.probe is None, "the address is of the other IP version"
     assert _pair(documents, "centre", old.id).probe is None, "the server is at that end"
 
 
@@ -180,6 +181,7 @@ def test_the_same_permitted_twice_is_named() -> None:
         )
 
 
+PROBE = "{kind: icmp, address: 10.10.0.10}"
 SITE_MISTAKES = [
     # (in WIDE, written instead, field, what the error says)
     ("via: 10.101.0.254", "via: 10.109.0.254", "branches.hospital-1.lans.lab.via", "add the LAN that the router is in"),
@@ -189,9 +191,13 @@ SITE_MISTAKES = [
     ("check: 10.10.0.10", "check: 10.20.0.10", "hubs.centre.lans.servers.check", "is not in 10.10.0.0/24"),
     ('[10.10.0.0/24, "fd00:10::/64"]', "[10.10.0.0/24, 10.50.0.0/24]", "services.records.subnet[1]", "second IPv4"),
     ('[10.10.0.0/24, "fd00:10::/64"]', '[10.20.0.0/24, "fd00:10::/64"]', "services.records.subnet", "no hub has all"),
-    ("{kind: tcp, port: 443}", "{kind: tcp}", "services.records.probe", "needs"),
-    ("{kind: tcp, port: 443}", "{kind: icmp, port: 443}", "services.records.probe.port", "leave it out"),
-    ("{kind: tcp, port: 443}", "{kind: tcp, port: 70000}", "services.records.probe.port", "65535"),
+    (PROBE, "{kind: tcp}", "services.records.probe", "needs"),
+    (PROBE, "{kind: icmp, port: 443}", "services.records.probe.port", "leave it out"),
+    (PROBE, "{kind: tcp, port: 70000}", "services.records.probe.port", "65535"),
+    (PROBE, "{kind: icmp}", "services.records.probe", "more than one host"),
+    (PROBE, "{kind: icmp, address: 10.11.0.10}", "services.records.probe.address", "is not in 10.10.0.0/24"),
+    (PROBE, "{kind: icmp, address: server}", "services.records.probe.address", "is no IP address"),
+    (PROBE, "{kind: tcp, port: 443, address: 10.10.0.10}", "services.records.probe", "it speaks icmp"),
     ("drain: true", "drain: yes", "hubs.cloud.drain", "use true, false"),
     ("[ntp.example]", "[ntp example]", "management.time_servers[0]", "no address or host name"),
     (

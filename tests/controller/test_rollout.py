@@ -319,6 +319,16 @@ def test_an_apply_that_was_cut_short_does_not_go_on_half(state: Path, text: str)
         assert fleet.beat(12) == ["hospital-1", "centre", "cloud", "van-1"]
 
 
+def test_who_never_called_needs_no_wave(state: Path, text: str) -> None:
+    """A network that is still being written, before the first box is there."""
+    setup.apply(state, text)
+    assert answering.run(state, commands.Apply(_changed(text), "x"), "tester").data["waves"] == []
+    with setup.opened(state) as (store, _):
+        assert rolling.settled(store)
+        published = change.in_force(store, "centre")
+        assert published is not None and published.version == 2
+
+
 def test_drain_and_undrain(state: Path, text: str) -> None:
     setup.apply(state, text)
     answer = answering.run(state, commands.Drain("centre"), "tester")

@@ -8,7 +8,7 @@ import pytest
 
 from cpe_agent.core.conditions import conditions
 from cpe_agent.core.health import State, Track
-from cpe_agent.model.condition import Condition, Severity
+from cpe_agent.model.condition import Condition, ServiceReport, Severity
 from cpe_agent.model.dataplane import Bundle, Path
 from tests.core.documents import EXPIRES, ISSUED, branch
 
@@ -82,3 +82,31 @@ def test_a_path_that_is_not_up(track: Track, words: str, bundle_down: bool) -> N
 def test_they_are_sorted() -> None:
     found = conditions(**{**GOOD, "document": None, "rejected": "x", "controller_error": "y", "active": {}})
     assert [c.type for c in found] == sorted(c.type for c in found)
+
+
+WIRED_CLOUD, LTE_CENTRE, LTE_CLOUD = Path("wired", "cloud", "a"), Path("lte", "centre", "a"), Path("lte", "cloud", "a")
+
+
+@pytest.mark.parametrize(
+    ("down", "says"),
+    [
+        ({PATH, LTE_CENTRE}, {"PeerDown centre"}),  # a hub fault
+        ({PATH, WIRED_CLOUD}, set()),  # an uplink fault
+        ({PATH}, set()),
+        ({PATH, LTE_CENTRE, WIRED_CLOUD, LTE_CLOUD}, set()),  # nobody knows
+    ],
+)
+def test_that_a_hub_fault_is_told_from_an_uplink_fault(down: set[Path], says: set[str]) -> None:
+    paths = (PATH, LTE_CENTRE, WIRED_CLOUD, LTE_CLOUD)
+    tracks = {p: Track(3, State.DOWN if p in down else State.UP, ready=p not in down, ike=1) for p in paths}
+    found = conditions(**{**GOOD, "tracks": tracks})
+    assert {f"{c.type} {c.subject}" for c in found if c.type in ("PeerDown", "ServerSilent")} == says
+    assert sum(c.type == "PathDown" for c in found) == len(down)
+
+
+def test_that_a_dead_server_is_told_from_both() -> None:
+    silent = ServiceReport("web", "centre", "10.10.0.10 (tcp 443)", "silent", "centre")
+    answering = ServiceReport("shared", "shared", "10.50.0.10 (echo)", "answering", "centre")
+    (found,) = conditions(**GOOD, services=(silent, answering))
+    assert (found.type, found.subject, found.severity) == ("ServerSilent", "web", Severity.DEGRADED)
+    assert "10.10.0.10 (tcp 443) does not answer behind centre, whose path is up: look at that server" in found.reason

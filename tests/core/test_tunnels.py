@@ -13,6 +13,7 @@ from cpe_agent.core.compile import Site, compile_dataplane, with_active
 from cpe_agent.core.tunnels import (
     RETRY_FIRST_S,
     RETRY_MAX_S,
+    UNANSWERED_S,
     Attempt,
     Attempts,
     Step,
@@ -237,6 +238,21 @@ def test_backoff_grows_is_capped_and_ends_with_success() -> None:
     assert all(later > sooner for sooner, later in itertools.pairwise(gaps[:5]))
     assert max(gaps) <= 1.25 * RETRY_MAX_S and min(gaps[-3:]) >= 0.75 * RETRY_MAX_S
     assert step(wanted_on(ON_WIRED), loaded(GOOD_WIRED, GOOD_LTE), attempts, now).attempts == {}
+
+
+def test_an_ike_sa_that_leaves_an_initiation_unanswered_is_dead_whatever_probes_say() -> None:
+    """The kernel of a hub whose charon was restarted goes on answering them."""
+    first = step(wanted_on(ON_LTE), loaded(GOOD_LTE), {}, 0.0)
+    assert Initiate(LTE.name, CENTRE) in first.ops
+    asked = msgspec.structs.replace(GOOD_LTE, busy=True, creating=True)
+    patient = step(wanted_on(ON_LTE), loaded(asked), first.attempts, UNANSWERED_S - 0.1)
+    assert not any(isinstance(op, TerminateIke) for op in patient.ops)
+    found = step(wanted_on(ON_LTE), loaded(asked), patient.attempts, UNANSWERED_S)
+    assert TerminateIke(GOOD_LTE.unique_id, force=True) in found.ops
+    # What rekeys itself is busy too, and alive.
+    rekeying = msgspec.structs.replace(GOOD_LTE, busy=True)
+    found = step(wanted_on(ON_LTE), loaded(rekeying), patient.attempts, UNANSWERED_S)
+    assert not any(isinstance(op, TerminateIke) for op in found.ops)
 
 
 def test_the_answering_side_only_ends_what_goes_too_far() -> None:

@@ -53,6 +53,15 @@ class Authority:
         )
         return certificate_path, key_path
 
+    def sign(self, name: str, key: ec.EllipticCurvePublicKey) -> str:
+        """A certificate (PEM) for somebody else's key."""
+        subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, name)])
+        builder = _builder(subject, self._name, key, NOW + dt.timedelta(days=1))
+        builder = builder.add_extension(x509.SubjectAlternativeName([x509.DNSName(name)]), critical=False)
+        authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
+        signed = builder.add_extension(authority, critical=False).sign(self._key, hashes.SHA256())
+        return signed.public_bytes(serialization.Encoding.PEM).decode()
+
 
 def _builder(
     subject: x509.Name, issuer: x509.Name, key: ec.EllipticCurvePublicKey, not_after: dt.datetime

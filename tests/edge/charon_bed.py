@@ -25,8 +25,8 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from cpe_agent.edge.ipsec import strongswan_conf
-from cpe_agent.model.dataplane import Backend
+from cpe_agent.edge.ipsec import resolve, strongswan_conf
+from tests.lab.pace import BACKEND, patience
 
 CHARON = "/usr/sbin/charon-systemd"
 NO_CHARON = os.geteuid() != 0 or not Path(CHARON).exists() or not Path("/dev/net/tun").exists()
@@ -130,11 +130,11 @@ class Host:
         """Start it and wait until it listens."""
         self.vici.unlink(missing_ok=True)
         conf = self.directory / f"{self.name}.conf"
-        conf.write_text(strongswan_conf(Backend.USERLAND, self.vici, self.log))
+        conf.write_text(strongswan_conf(resolve(BACKEND), self.vici, self.log))
         environment = {**os.environ, "STRONGSWAN_CONF": str(conf)}
         net = f"--net=/proc/{self.pid}/ns/net"
         self._charon = _spawn("nsenter", net, CHARON, env=environment, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + START_S
+        deadline = time.monotonic() + patience(START_S)
         while not self.vici.exists():
             if self._charon.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"charon did not start: {self.log.read_text() if self.log.exists() else ''}")

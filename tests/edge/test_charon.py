@@ -12,12 +12,13 @@ import trio
 
 from cpe_agent.edge.charon import CharonTunnels, canonical_selector, connection_message
 from cpe_agent.edge.vici import open_vici
-from cpe_agent.model.dataplane import Backend, Tunnels
+from cpe_agent.model.dataplane import Backend, Child, Tunnels
 from cpe_agent.model.observed import EventKind
 from cpe_agent.model.ops import (
     Initiate,
     LoadConnection,
     LoadCredentials,
+    TerminateIke,
 )
 from cpe_agent.ports import EdgeError
 from tests.edge.charon_bed import (
@@ -103,6 +104,24 @@ async def test_new_credentials_replace_old_ones(real_bed: Bed, real: RealEnds) -
 
 
 @NEEDS_CHARON
+async def test_a_renewed_certificate_leaves_live_tunnels_alone_and_is_used_for_the_next(real: RealEnds) -> None:
+    await settle(real.hub, hub_wants())
+    wanted = branch_wants(WIRED)
+    before = await settle(real.branch, wanted)
+    (sa,) = before.last.ike_sas
+    renewed = authority().issue(BRANCH_ID)
+    assert isinstance(real.branch, CharonTunnels)
+    real.branch.use_credentials(renewed.certificate_pem, renewed.key_pem, authority().pem)
+    after = await settle(real.branch, wanted)
+    assert [type(op) for op in after.ops] == [LoadCredentials]
+    assert [(s.unique_id, s.established) for s in after.last.ike_sas] == [(sa.unique_id, True)]
+    await real.branch.apply(TerminateIke(sa.unique_id, force=True))
+    again = await settle(real.branch, wanted)
+    (fresh,) = again.last.ike_sas
+    assert fresh.established and fresh.unique_id != sa.unique_id
+
+
+@NEEDS_CHARON
 async def test_a_peer_of_another_authority_is_refused(real_bed: Bed, real: RealEnds) -> None:
     await settle(real.hub, hub_wants())
     stranger = Authority.make("overlay")
@@ -140,3 +159,40 @@ async def test_the_dialler_replaces_an_old_ike_sa_without_a_gap(real: RealEnds) 
                 if event.kind is EventKind.CHILD_UP:
                     ups.add(event.child)
     assert (event.kind, ups) == (EventKind.IKE_DOWN, {"probe", TRAFFIC})
+
+
+@NEEDS_CHARON
+async def test_a_trial_takes_the_questions_beside_the_traffic(real: RealEnds) -> None:
+    await settle(real.hub, hub_wants())
+    wanted = branch_wants(WIRED)
+    connection = wanted.connections[0]
+    trial = Child("trial-x", ("10.1.0.1/32[icmp]", "10.1.0.1/32[tcp]"), ("10.0.0.0/24[icmp]", "10.0.0.0/24[tcp/443]"))
+    connection = msgspec.structs.replace(connection, children=tuple(sorted((*connection.children, trial))))
+    tried = Tunnels((connection,), {WIRED: frozenset({TRAFFIC, "trial-x"})})
+    run = await settle(real.branch, tried)
+    (sa,) = run.last.ike_sas
+    held = {child.name: (sorted(child.local_ts), sorted(child.remote_ts)) for child in sa.children if child.installed}
+    assert held["trial-x"] == (sorted(trial.local_ts), sorted(trial.remote_ts))
+    spis = {child.name: child.spi_in for child in sa.children}
+    assert all(spis.values()) and len(set(spis.values())) == len(spis)
+    # The hub agrees, and has nothing against it.
+    assert (await settle(real.hub, hub_wants())).last.ike_sas
+    # What is no longer wanted goes, and the traffic stays.
+    run = await settle(real.branch, Tunnels((connection,), {WIRED: frozenset({TRAFFIC})}))
+    names = {child.name for sa in run.last.ike_sas for child in sa.children if child.installed}
+    assert names == {"probe", TRAFFIC}
+
+
+@NEEDS_CHARON
+async def test_an_event_tells_the_spi_of_what_came_up(real: RealEnds) -> None:
+    await settle(real.hub, hub_wants())
+    async with real.branch.subscription() as events:
+        run = await settle(real.branch, branch_wants(WIRED))
+        told: dict[str, int] = {}
+        with trio.fail_after(BOUND_S):
+            while TRAFFIC not in told:
+                event = await anext(events)
+                if event.kind is EventKind.CHILD_UP:
+                    told[event.child] = event.spi_in
+    (sa,) = run.last.ike_sas
+    assert told[TRAFFIC] == next(child.spi_in for child in sa.children if child.name == TRAFFIC) != 0

@@ -5,19 +5,23 @@ from __future__ import annotations
 
 import base64
 import ipaddress
+import urllib.parse
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import msgspec
 import pytest
 import trio
 import trio.testing
 from cryptography import x509
 
+from cpe_agent.core.site_report import Facts, site_report
 from cpe_agent.edge import controller as module
 from cpe_agent.edge.controller import ControllerError, HttpsController
 from cpe_agent.model.document import KEY_ID_HEADER, MAX_BYTES, SIGNATURE_HEADER
+from cpe_agent.model.site_report import Box, SiteReport
 from cpe_agent.ports import ControllerPort, EdgeError, SignedDocument
 from tests.edge.authority import Authority
 from tests.edge.tls_server import Answer, Stream, TlsServer, response, says, serve
@@ -73,6 +77,8 @@ async def tls(tmp_path: Path) -> AsyncIterator[Tls]:
 class Served(Protocol):
     """What a test does to the controller behind the port."""
 
+    reports: list[SiteReport]
+
     def put(self, document: SignedDocument, order: tuple[int, int]) -> None: ...
 
     def beat(self) -> None: ...
@@ -86,9 +92,25 @@ class ServedOverTls:
     def __init__(self) -> None:
         self.state = FakeController()
         self.put, self.beat, self.cut = self.state.put, self.state.beat, self.state.cut
+        self.reports = self.state.reports
 
     async def answer(self, server: TlsServer, stream: Stream) -> None:
         request = server.requests[-1]
+        if request.path == "/v1/status":
+            self.state.reports.append(msgspec.json.decode(request.body, type=SiteReport))
+            await stream.send_all(response("204 No Content", {}))
+            return
+        if request.path.startswith("/v1/changes?"):
+            query = urllib.parse.parse_qs(request.path.partition("?")[2])
+            after: tuple[int, int] | None = None
+            if "after" in query:
+                epoch, version = query["after"][0].split(".")
+                after = (int(epoch), int(version))
+            with suppress(EdgeError):
+                change = await self.state.poll("", after)
+                line = b'{"heartbeat":true}\n' if change is None else b'{"epoch":%d,"version":%d}\n' % change
+                await stream.send_all(response("200 OK", NDJSON | {"content-length": str(len(line))}, line))
+            return
         if request.path == "/v1/changes":
             await stream.send_all(response("200 OK", NDJSON))
             with suppress(EdgeError):
@@ -158,6 +180,27 @@ class TestContract:
         with pytest.raises(EdgeError):
             await anext(again)
 
+    async def test_a_poll_is_answered_at_the_change(self, pair: tuple[ControllerPort, Served]) -> None:
+        port, served = pair
+        served.put(SIGNED, (0, 1))
+        with trio.fail_after(5):
+            assert await port.poll("", None) == (0, 1)
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def change() -> None:
+                    await trio.sleep(0.3)
+                    served.put(OTHER, (3, 2))
+
+                assert await port.poll("", (0, 1)) == (3, 2)
+            assert await port.poll("", (0, 1)) == (3, 2)
+
+    async def test_a_report_arrives_whole(self, pair: tuple[ControllerPort, Served]) -> None:
+        port, served = pair
+        report = site_report(Facts("1", (1, 7), 60.0, False, None, (), {"a.b.c": "up"}, True), Box("one", "two"))
+        await port.report("", report)
+        assert served.reports == [report]
+
 
 async def refusal(call: Awaitable[object]) -> ControllerError:
     with trio.fail_after(5), pytest.raises(ControllerError) as caught:
@@ -173,6 +216,7 @@ async def test_what_is_asked(tls: Tls) -> None:
     assert (request.path, request.peer) == ("/v1/document", "127.0.0.7")
     assert request.headers["if-none-match"] == '"0-0"'
     assert request.headers["accept-encoding"] == "identity"
+    assert request.headers["cpe-schemas"] == "1"
 
 
 def without(name: str) -> bytes:
@@ -222,6 +266,27 @@ async def test_no_document(tls: Tls, said: bytes, words: str) -> None:
     with pytest.raises(ControllerError, match=words):
         raise error
     assert error.cause.startswith(server.url)
+
+
+REVOKED = b'{"error":"van-1 is revoked:\\n this lets nobody in","code":"revoked"}'
+
+
+async def test_a_refusal_is_in_the_controllers_own_words(tls: Tls) -> None:
+    headers = {"content-type": "application/json", "content-length": str(len(REVOKED)), "retry-after": "7"}
+    server = await tls.serve(says(response("403 Forbidden", headers, REVOKED)))
+    error = await refusal(tls.client(server.url).document("", None))
+    assert error.cause == f"{server.url}: van-1 is revoked: this lets nobody in"
+    assert (error.code, error.answered, error.retry_after_s) == ("revoked", True, 7.0)
+
+
+async def test_addresses_that_documents_bring_come_first_and_the_first_ones_stay(tls: Tls) -> None:
+    server = await tls.serve(says(GOOD))
+    client = tls.client("https://127.0.0.1:9")
+    assert "cannot connect" in (await refusal(client.document("", None))).cause
+    client.use([server.url + "/"])
+    assert await client.document("", None) is not None
+    client.use(["https://127.0.0.1:9", "https://127.0.0.1:10"])
+    assert "127.0.0.1:10" in (await refusal(client.document("", None))).cause
 
 
 async def test_an_endless_document_is_given_up(tls: Tls) -> None:

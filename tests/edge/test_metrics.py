@@ -15,7 +15,7 @@ from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
 from cpe_agent.edge.metrics import CONNECTIONS_MAX, EXCHANGE_S, exposition, serve_metrics
-from cpe_agent.model.condition import Status
+from cpe_agent.model.condition import ServiceReport, Status
 from cpe_agent.ports import EdgeError
 from tests.reports import BLANK, BRANCH, HUB, NOW
 
@@ -48,6 +48,7 @@ class TestExposition:
             ("build_info", {"version": "0.1.0", "backend": "userland"}, 1),
             ("document_info", {"site": "hospital-1", "role": "branch", "epoch": "1", "version": "42"}, 1),
             ("document_expiry_timestamp_seconds", {}, NOW + 6 * 86_400 + 10_900),
+            ("clock_trusted", {}, 1),
             ("controller_last_contact_timestamp_seconds", {}, NOW - 4),
             ("condition", {"type": "UplinkDown"}, 1),
             ("condition", {"type": "BundleWithoutPath"}, 1),
@@ -94,7 +95,9 @@ class TestExposition:
 
     def test_a_site_that_knows_nothing_says_nothing(self) -> None:
         assert parsed(exposition(BLANK)) == samples(
-            ("build_info", {"version": "0.1.0", "backend": "userland"}, 1), ("condition", {"type": "NoDocument"}, 1)
+            ("build_info", {"version": "0.1.0", "backend": "userland"}, 1),
+            ("clock_trusted", {}, 1),
+            ("condition", {"type": "NoDocument"}, 1),
         )
 
     def test_conditions_of_a_type_are_counted(self) -> None:
@@ -105,6 +108,15 @@ class TestExposition:
         bundle = msgspec.structs.replace(BRANCH.bundles[0], installed=False)
         found = parsed(exposition(msgspec.structs.replace(BRANCH, bundles=(bundle,))))
         assert "cpe_agent_bundle_active_path_info" not in {name for name, _ in found}
+
+    def test_servers_are_told_by_bundle_and_not_by_pair(self) -> None:
+        def server(pair: str, bundle: str, state: str) -> ServiceReport:
+            return ServiceReport(pair, bundle, "10.10.0.10 (echo)", state, "centre")
+
+        servers = (server("a", "x", "answering"), server("b", "x", "silent"), server("c", "y", "unknown"))
+        page = parsed(exposition(msgspec.structs.replace(BRANCH, services=servers)))
+        found = {key: value for key, value in page.items() if "service_up" in str(key)}
+        assert list(found.values()) == [0.5] and "'x'" in str(found)
 
     def test_limits_on_ike_init_are_told_apart_from_other_drops(self) -> None:
         drops = {"unlisted": 3, "ike_init_source": 5, "ike_init_all": 0}

@@ -11,9 +11,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cpe_agent.edge.store import CLOCK_FLOOR, DOCUMENT, ORDER, USAGES, FileStore
+from cpe_agent.edge.store import (
+    ADDRESSES,
+    CLOCK_FLOOR,
+    DOCUMENT,
+    INSTANCE,
+    ORDER,
+    PENDING,
+    PREVIOUS,
+    REJECTIONS,
+    SIGNERS,
+    USAGES,
+    FileStore,
+)
+from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.usage import Life, Usage
-from cpe_agent.ports import EdgeError, SignedDocument, StorePort
+from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers, StorePort
 from tests.fakes.store import FakeStore
 
 SIGNED = SignedDocument(raw=b'{"schema":1}\n\x00\xff', signature=bytes(range(64)), key_id="2026-a")
@@ -57,6 +70,42 @@ class TestContract:
         assert restart().load_order() == (3, 14)
         assert restart().load_clock_floor() == 1_800_000_000.25
 
+    def test_what_is_on_trial_outlives_a_restart(self, restart: Restart) -> None:
+        assert restart().load_pending() is None and restart().load_previous() is None
+        assert restart().load_rejections() == () and restart().load_signers() is None
+        before = Before(frozenset({"centre", "cloud"}), frozenset({"rules"}), controller=True)
+        for attempts in (1, 2):
+            restart().save_pending(Pending(SIGNED, attempts, before))
+            assert restart().load_pending() == Pending(SIGNED, attempts, before)
+        restart().save_previous(OTHER)
+        assert restart().load_previous() == OTHER
+        given_up = (Rejection(1, 2, "it crashed", True, ("van-1",), "ab"), Rejection(1, 3, "cut off"))
+        restart().save_rejections(given_up)
+        assert restart().load_rejections() == given_up
+        signers = Signers({"root": "AA=="}, {"a": "AB=="}, {"b": "AC=="})
+        restart().save_signers(signers)
+        assert restart().load_signers() == signers
+        for _ in range(2):  # to remove what is gone is no error
+            restart().save_pending(None)
+            restart().save_previous(None)
+        assert restart().load_pending() is None and restart().load_previous() is None
+
+    def test_a_box_keeps_its_name(self, restart: Restart) -> None:
+        assert restart().load_instance() == ""
+        restart().save_instance("6f1c1a52")
+        assert restart().load_instance() == "6f1c1a52"
+
+    def test_addresses_outlive_a_restart(self, restart: Restart) -> None:
+        assert restart().load_addresses() == {}
+        addresses = {"controller.example": ("192.0.2.1", "2001:db8::1")}
+        restart().save_addresses(addresses)
+        assert restart().load_addresses() == addresses
+
+    def test_a_hub_may_have_had_thousands_of_healthy_branches(self, restart: Restart) -> None:
+        names = frozenset(f"a-branch-with-quite-a-long-name-{n}" for n in range(10_000))
+        restart().save_pending(Pending(SIGNED, 1, Before(names)))
+        assert restart().load_pending() == Pending(SIGNED, 1, Before(names))
+
     def test_what_was_counted_outlives_a_restart(self, restart: Restart) -> None:
         for usages in (USAGES_OF, {"lte": USAGES_OF["lte"]}, USAGES_OF):
             restart().save_usages(usages)
@@ -85,6 +134,12 @@ def full(state_dir: Path) -> FileStore:
     store.save_document(SIGNED)
     store.save_order((3, 14))
     store.save_clock_floor(1.5)
+    store.save_pending(Pending(SIGNED, 1, Before()))
+    store.save_previous(SIGNED)
+    store.save_rejections([Rejection(1, 2, "no")])
+    store.save_signers(Signers({}, {}, {}))
+    store.save_addresses({})
+    store.save_instance("one")
     store.save_usages(USAGES_OF)
     return store
 
@@ -93,22 +148,29 @@ LOADERS: dict[str, Callable[[FileStore], object]] = {
     DOCUMENT: FileStore.load_document,
     ORDER: FileStore.load_order,
     CLOCK_FLOOR: FileStore.load_clock_floor,
+    PENDING: FileStore.load_pending,
+    PREVIOUS: FileStore.load_previous,
+    REJECTIONS: FileStore.load_rejections,
+    SIGNERS: FileStore.load_signers,
+    ADDRESSES: FileStore.load_addresses,
+    INSTANCE: FileStore.load_instance,
     USAGES: FileStore.load_usages,
 }
+WHOLE_DOCUMENTS = (DOCUMENT, PENDING, PREVIOUS)
 
 
 def test_nobody_else_can_read_it_and_nothing_else_lies_about(full: FileStore, state_dir: Path) -> None:
     assert stat.S_IMODE(state_dir.stat().st_mode) == 0o700
     files = {path.name: stat.S_IMODE(path.stat().st_mode) for path in state_dir.iterdir()}
-    assert files == {DOCUMENT: 0o600, ORDER: 0o600, CLOCK_FLOOR: 0o600, USAGES: 0o600}
+    assert files == dict.fromkeys(LOADERS, 0o600)
 
 
 @pytest.mark.parametrize("name", LOADERS)
 def test_damage_is_told_from_absence_and_mended_by_saving(full: FileStore, state_dir: Path, name: str) -> None:
     whole = (state_dir / name).read_bytes()
     # The last byte of the small files is the newline after the JSON, which says nothing.
-    cuts = [whole[:length] for length in range(len(whole) - (name != DOCUMENT))]
-    for damaged in [*cuts, b"\0" * len(whole), b"\xff\xfe" + whole, b"[]\n", whole + b"x"]:
+    cuts = [whole[:length] for length in range(len(whole) - (name not in WHOLE_DOCUMENTS))]
+    for damaged in [*cuts, b"\0" * len(whole), b"\xff\xfe" + whole, b"7\n", whole + b"x"]:
         (state_dir / name).write_bytes(damaged)
         with pytest.raises(EdgeError, match="damaged") as caught:
             LOADERS[name](full)
@@ -117,8 +179,16 @@ def test_damage_is_told_from_absence_and_mended_by_saving(full: FileStore, state
     full.save_document(OTHER)
     full.save_order((5, 1))
     full.save_clock_floor(2.5)
+    full.save_pending(Pending(OTHER, 2, Before()))
+    full.save_previous(OTHER)
+    full.save_rejections([])
+    full.save_signers(Signers({}, {}, {}))
+    full.save_addresses({})
+    full.save_instance("two")
     full.save_usages({})
     assert full.load_usages() == {}
+    for load in LOADERS.values():
+        load(full)
     assert (full.load_document(), full.load_order(), full.load_clock_floor()) == (OTHER, (5, 1), 2.5)
 
 

@@ -20,6 +20,7 @@ class Request:
     path: str
     headers: dict[str, str]
     peer: str
+    body: bytes = b""
 
 
 @dataclass
@@ -44,12 +45,14 @@ def says(*chunks: bytes) -> Answer:
     return answer
 
 
-async def serve(nursery: trio.Nursery, ca: Path, certificate: Path, key: Path, answer: Answer) -> TlsServer:
-    """On a port of its own at 127.0.0.1, until `nursery` ends."""
+async def serve(
+    nursery: trio.Nursery, ca: Path, certificate: Path, key: Path, answer: Answer, *, anybody: bool = False
+) -> TlsServer:
+    """On a port of its own at 127.0.0.1, until `nursery` ends. `anybody`: also who shows no certificate."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate, key)
     context.load_verify_locations(ca)
-    context.verify_mode = ssl.CERT_REQUIRED
+    context.verify_mode = ssl.CERT_NONE if anybody else ssl.CERT_REQUIRED
 
     async def handle(tcp: trio.SocketStream) -> None:
         stream: Stream = trio.SSLStream(tcp, context, server_side=True, https_compatible=True)
@@ -60,9 +63,12 @@ async def serve(nursery: trio.Nursery, ca: Path, certificate: Path, key: Path, a
                 if not chunk:
                     return
                 head += chunk
-            first, *rest = head.decode().split("\r\n\r\n")[0].split("\r\n")
+            head, _, body = head.partition(b"\r\n\r\n")
+            first, *rest = head.decode().split("\r\n")
             headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
-            server.requests.append(Request(first.split(" ")[1], headers, tcp.socket.getpeername()[0]))
+            while len(body) < int(headers.get("content-length", 0)):
+                body += await stream.receive_some(4096)
+            server.requests.append(Request(first.split(" ")[1], headers, tcp.socket.getpeername()[0], body))
             await server.answer(stream)
         except (trio.BrokenResourceError, ssl.SSLError):
             pass  # the client went away, or did not like us

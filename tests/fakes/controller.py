@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import trio
 
+from cpe_agent.model.enrolment import Renewed
+from cpe_agent.model.site_report import SiteReport
 from cpe_agent.ports import EdgeError, SignedDocument
+
+POLL_S = 25.0
 
 
 class FakeController:
@@ -14,6 +20,11 @@ class FakeController:
     def __init__(self) -> None:
         self.fault: str | None = None
         self.asked: list[str] = []
+        self.listened: list[str] = []  # "stream" or "poll", in order
+        self.reports: list[SiteReport] = []
+        self.reported_from: list[str] = []  # local addresses, also of those that failed
+        self.renewals: list[str] = []  # requests, in order
+        self.base_urls: tuple[str, ...] = ()
         self._document: SignedDocument | None = None
         self._order = (0, 0)
         self._streams: set[trio.MemorySendChannel[tuple[int, int] | None]] = set()
@@ -44,12 +55,46 @@ class FakeController:
     def changes(self, local_address: str) -> FakeStream:
         return FakeStream(self, local_address)
 
+    async def poll(self, local_address: str, after: tuple[int, int] | None) -> tuple[int, int] | None:
+        await trio.lowlevel.checkpoint()
+        receive = self._listen(local_address, "poll")
+        try:
+            if after != self._order:
+                return self._order
+            with trio.move_on_after(POLL_S):
+                await receive.receive()  # what is served already
+                return await receive.receive()
+            return None
+        except trio.EndOfChannel:
+            raise EdgeError("controller", "changes", "ended the poll") from None
+        finally:
+            receive.close()
+
+    async def report(self, local_address: str, report: SiteReport) -> None:
+        await trio.lowlevel.checkpoint()
+        self.reported_from.append(local_address)
+        self.refuse("status")
+        self.reports.append(report)
+
+    async def renew(self, local_address: str, csr_pem: str) -> Renewed:
+        await trio.lowlevel.checkpoint()
+        self.refuse("certificate")
+        self.renewals.append(csr_pem)
+        return Renewed(f"certificate {len(self.renewals)} for {csr_pem}", ("root",))
+
+    def use(self, base_urls: Sequence[str]) -> None:
+        self.base_urls = tuple(base_urls)
+
     async def aclose(self) -> None:
         self.cut()
         await trio.lowlevel.checkpoint()
 
     def open_stream(self, local_address: str) -> trio.MemoryReceiveChannel[tuple[int, int] | None]:
+        return self._listen(local_address, "stream")
+
+    def _listen(self, local_address: str, how: str) -> trio.MemoryReceiveChannel[tuple[int, int] | None]:
         self.asked.append(local_address)
+        self.listened.append(how)
         self.refuse("changes")
         send, receive = trio.open_memory_channel[tuple[int, int] | None](100)
         self._streams.add(send)

@@ -12,15 +12,17 @@ from collections.abc import AsyncGenerator, Sequence
 import msgspec
 import trio
 
-from cpe_agent.model.dataplane import INBOUND, OVERLAY, Backend, Route, Routes, Rule
+from cpe_agent.model.dataplane import INBOUND, OVERLAY, Backend, BlockPolicy, Route, Routes, Rule
 from cpe_agent.model.observed import Link, LinkBytes, LinkCounters, Links
 from cpe_agent.model.ops import (
     AddAddress,
     AddDevice,
+    AddPolicy,
     AddRoute,
     AddRule,
     DeleteAddress,
     DeleteDevice,
+    DeletePolicy,
     DeleteRoute,
     DeleteRule,
     RouteOp,
@@ -48,6 +50,7 @@ class FakeRoutes:
         self._routes: set[Route] = set()
         self._devices: set[str] = set()
         self._forwarding: set[int] = set()
+        self._policies: set[BlockPolicy] = set()
         self._links: dict[str, Link] = {"lo": Link("lo", True)}
         # Administratively down is more than without carrier: routes go.
         self._admin_down: set[str] = set()
@@ -97,6 +100,7 @@ class FakeRoutes:
             routes=frozenset(self._routes),
             devices=frozenset(self._devices),
             forwarding=frozenset(self._forwarding),
+            policies=frozenset(self._policies),
         )
 
     async def strangers(self) -> tuple[str, ...]:
@@ -173,6 +177,10 @@ class FakeRoutes:
                 self._add_route(op.route)
             case DeleteRoute():
                 self._routes.discard(op.route)
+            case AddPolicy():
+                self._policies.add(op.policy)
+            case DeletePolicy():
+                self._policies.discard(op.policy)
             case SetForwarding():
                 if op.on:
                     self._need(op.family)

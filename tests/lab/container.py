@@ -22,6 +22,7 @@ from types import TracebackType
 from typing import IO, Any
 
 from tests.lab import init
+from tests.lab.pace import patience
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 
@@ -56,7 +57,7 @@ class Process:
 
     def wait(self, timeout_s: float) -> int | None:
         """Its status once it has ended; None if it still runs after `timeout_s`."""
-        if self._status is None and _readable(self._connection, timeout_s):
+        if self._status is None and _readable(self._connection, patience(timeout_s)):
             reply = _receive(self._connection)
             self._status = int(reply["status"])
             self._connection.close()
@@ -89,7 +90,7 @@ class Container:
         )
         assert self._unshare.stdout is not None
         line = b""
-        if _readable(self._unshare.stdout, _START_S):
+        if _readable(self._unshare.stdout, patience(_START_S)):
             line = self._unshare.stdout.readline()
         if not line:
             self.close()
@@ -107,7 +108,7 @@ class Container:
         assert self._unshare.stdin is not None and self._unshare.stdout is not None
         self._unshare.stdin.close()
         try:
-            self._unshare.wait(_END_S)
+            self._unshare.wait(patience(_END_S))
         except subprocess.TimeoutExpired:
             self._unshare.kill()
             self._unshare.wait()
@@ -191,7 +192,7 @@ class Container:
 
 def wait_until(what: str, check: Callable[[], object], timeout_s: float, interval_s: float = 0.02) -> None:
     """Ask `check()` until it is true. LabError that names `what` after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience(timeout_s)
     while not check():
         if time.monotonic() > deadline:
             raise LabError(f"{what}: not within {timeout_s} s")

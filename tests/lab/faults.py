@@ -21,6 +21,7 @@ Direction = Literal["up", "down", "both"]
 
 _DETOUR = "slow0"
 _DETOUR_TABLE = 100
+_NETEM_PACKETS = 10_000  # what does not fit is lost: a second of 100 Mbit/s
 _DELAY_SCRIPT = Path(__file__).with_name("delay.py")
 
 
@@ -37,6 +38,33 @@ class Faults:
         up = percent if direction in ("up", "both") else self.loss_up_percent
         down = percent if direction in ("down", "both") else self.loss_down_percent
         return replace(self, loss_up_percent=up, loss_down_percent=down)
+
+
+@dataclass(frozen=True)
+class Impairment:
+    """What a bad link does to packets, in one direction: netem's words. Zero: nothing of the kind."""
+
+    delay_ms: float = 0.0
+    jitter_ms: float = 0.0  # of the delay, both ways
+    loss_percent: float = 0.0
+    reorder_percent: float = 0.0  # these overtake those that wait: needs a delay
+    duplicate_percent: float = 0.0
+    rate_kbit: float = 0.0
+
+    def netem(self) -> list[str]:
+        """Arguments of `tc qdisc ... netem`."""
+        if self.reorder_percent and not self.delay_ms:
+            raise ValueError("nothing can be overtaken that does not wait: reorder_percent needs delay_ms")
+        words = ["limit", str(_NETEM_PACKETS)]
+        if self.delay_ms:
+            words += ["delay", f"{self.delay_ms:g}ms"] + ([f"{self.jitter_ms:g}ms"] if self.jitter_ms else [])
+        for name, percent in (
+            ("loss", self.loss_percent),
+            ("reorder", self.reorder_percent),
+            ("duplicate", self.duplicate_percent),
+        ):
+            words += [name, f"{percent:g}%"] if percent else []
+        return words + (["rate", f"{self.rate_kbit:g}kbit"] if self.rate_kbit else [])
 
 
 def ruleset(faults: Faults) -> str:
@@ -59,6 +87,14 @@ def _drop(percent: float, interface: str) -> str:
     return f'iifname "{interface}" {chance}counter drop'
 
 
+def has_netem(container: Container) -> bool:
+    """Can this kernel impair links?"""
+    argv = ["tc", "qdisc", "replace", "dev", "lo", "root", "netem", "delay", "0ms"]
+    can = container.run(argv, check=False).status == 0
+    container.run(["tc", "qdisc", "del", "dev", "lo", "root"], check=False)
+    return can
+
+
 class RunningUplink:
     """One uplink of a running lab. Faults add up, and stay until `heal`, `restore` or `slow(0)`."""
 
@@ -72,6 +108,7 @@ class RunningUplink:
         self._container = container
         self._faults = Faults()
         self._relay: Process | None = None
+        self._impaired: set[str] = set()
 
     def cut(self) -> None:
         """Pull the cable: the CPE sees its carrier go."""
@@ -91,9 +128,20 @@ class RunningUplink:
         """Lose this share of packets, at random."""
         self._set(self._faults.with_loss(percent, direction))
 
+    def impair(self, impairment: Impairment, direction: Direction = "both") -> None:
+        """Make it a bad link, until `heal`. LabError on a kernel without netem (`has_netem`)."""
+        for way, interface in (("up", TO_INTERNET), ("down", TO_CPE)):
+            if direction in (way, "both"):
+                argv = ["tc", "qdisc", "replace", "dev", interface, "root", "netem", *impairment.netem()]
+                self._container.run(argv, namespace=self.router)
+                self._impaired.add(interface)
+
     def heal(self) -> None:
-        """End any loss. A cut link stays cut and a slow one slow."""
+        """End any loss and impairment. A cut link stays cut and a slow one slow."""
         self._set(Faults())
+        for interface in sorted(self._impaired):
+            self._container.run(["tc", "qdisc", "del", "dev", interface, "root"], namespace=self.router, check=False)
+        self._impaired.clear()
 
     def slow(self, delay_ms: float) -> None:
         """Delay every packet by this much each way; 0 ends it. Packets under way when it changes are lost."""

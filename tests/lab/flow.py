@@ -27,6 +27,7 @@ from typing import Any
 
 from tests.lab.container import Container, LabError, Process, wait_until
 from tests.lab.init import LOGS
+from tests.lab.pace import patience
 
 PORT = 7000
 TWIN_FIRST = 1_000_000  # its sequence numbers start here, so that they are told from the other's
@@ -47,6 +48,8 @@ class Direction:
     longest_gap_ms: float
     longest_gap_at_s: float  # when it began
     longest_delay_ms: float
+    # Lost before something of the same sender arrived later: with a twin, what each sends to nobody is no loss.
+    lost_between: int = 0
     # When something was heard, from the first packet sent to the last.
     heard_s: tuple[float, ...] = field(default=(), repr=False)
 
@@ -94,6 +97,7 @@ class Flow:
         self.name = f"flow-{number}-{client}-{server}"
         self._container = container
         self._result: FlowResult | None = None
+        linger_ms = patience(linger_ms)
         self._linger_s = linger_ms / 1000
         common = ["--port", str(port), "--rate", str(rate), "--seconds", str(seconds), "--linger-ms", str(linger_ms)]
         # The server must be there first, and the client's first packet must not be early.
@@ -147,7 +151,7 @@ class Flow:
         with open(log, "wb") as stdout, open(errors, "wb") as stderr:
             argv = [sys.executable, "-S", str(_SCRIPT), *arguments]
             process = self._container.spawn(argv, namespace=host, stdout=stdout, stderr=stderr)
-        deadline = time.monotonic() + _START_S
+        deadline = time.monotonic() + patience(_START_S)
         while b"\n" not in log.read_bytes():
             if not process.running or time.monotonic() > deadline:
                 raise LabError(f"{self.name}: the {end} did not start: {errors.read_text().strip()}")
@@ -180,7 +184,12 @@ def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
     heard_ns.append(max(previous_ns, sender["last_sent_ns"]))
     if sender["last_sent_ns"] - previous_ns > longest_gap_ns:
         longest_gap_ns, longest_gap_at_ns = sender["last_sent_ns"] - previous_ns, previous_ns
+    lost_between = 0
+    for first, end in ((0, twin_first), (twin_first, sent)):
+        heard = [sequence for sequence in seen if first <= sequence < end]
+        lost_between += max(heard) + 1 - first - len(heard) if heard else 0
     return Direction(
+        lost_between=lost_between,
         sent=sent,
         received=len(seen),
         duplicates=duplicates,

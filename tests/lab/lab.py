@@ -20,12 +20,14 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
+from cpe_agent.model.dataplane import Backend
 from tests.lab.container import REPOSITORY, Completed, Container, Process, wait_until
 from tests.lab.daemon import Command, Daemon
 from tests.lab.flow import PORT, Flow
 from tests.lab.init import LOGS
 from tests.lab.offered import Offer, Protocol, offer
-from tests.lab.site import RunningSite
+from tests.lab.pace import BACKEND, patience
+from tests.lab.site import RunningSite, need_esp
 from tests.lab.topology import NETWORK, Network, access_router
 from tests.lab.wiring import CORE, build, plan
 
@@ -48,10 +50,12 @@ class Lab:
         network: Network = NETWORK,
         name: str = "lab",
         say: Callable[[str], None] = quiet,
-        backend: str = "auto",
+        backend: str = BACKEND,
     ) -> None:
         self.network = network
         self.name = name
+        if backend == "kernel":
+            need_esp()
         self._say = say
         self._flow_numbers = itertools.count(1)
         say(f"starting {len(network.sites)} sites and the internet between them")
@@ -68,6 +72,11 @@ class Lab:
         except BaseException:
             self.container.close()
             raise
+
+    @property
+    def backend(self) -> Backend:
+        """What its sites use."""
+        return next(iter(self.sites.values())).ipsec
 
     def __enter__(self) -> Lab:
         return self
@@ -109,7 +118,17 @@ class Lab:
 
     def fetch(self, host: str, url: str, timeout_s: float = 3.0) -> str | None:
         """The page that `host` gets from `url`; None if it gets none in time."""
-        argv = ["curl", "--silent", "--show-error", "--fail", "--noproxy", "*", "--max-time", str(timeout_s), url]
+        argv = [
+            "curl",
+            "--silent",
+            "--show-error",
+            "--fail",
+            "--noproxy",
+            "*",
+            "--max-time",
+            str(patience(timeout_s)),
+            url,
+        ]
         completed = self.run(host, *argv, timeout_s=timeout_s + 10, check=False)
         return completed.stdout if completed.status == 0 else None
 

@@ -15,6 +15,7 @@ import yaml
 
 from cpe_controller import setup
 from tests.lab.lab import Lab
+from tests.lab.pace import PROBE_MS
 from tests.lab.site import RunningSite
 from tests.lab.topology import Network, Site
 
@@ -24,7 +25,7 @@ NETWORK_YAML = "/run/network.yaml"
 METRICS = "127.0.0.1:9273"
 POLICY = {"failback_s": 3}  # so that a demo can show it
 OVERLAY = "10.255.0.0/24"  # inner addresses of paths, endpoints and sites
-PROBE = {"active_interval_ms": 100, "standby_interval_ms": 100, "misses": 3}
+PROBE = {"active_interval_ms": PROBE_MS, "standby_interval_ms": PROBE_MS, "misses": 3}
 
 
 def provision(lab: Lab, text: str | None = None) -> None:

@@ -6,19 +6,30 @@ import signal
 import sys
 from pathlib import Path
 
-from tests.lab.container import Completed, Container, wait_until
+from cpe_agent.model.dataplane import Backend
+from tests.lab.container import Completed, Container, LabError, wait_until
 from tests.lab.daemon import Command, Daemon
 from tests.lab.faults import RunningUplink
 from tests.lab.init import LOGS
+from tests.lab.pace import BACKEND
 from tests.lab.topology import Site
 
 CHARON = "/usr/sbin/charon-systemd"
 
 
+def need_esp() -> None:
+    """LabError on a kernel without ESP. Asking loads its modules, which takes an emulated computer some ten seconds:
+    else the first charon would wait for them, and with it everything that asks it."""
+    from cpe_agent.edge.ipsec import detect
+
+    if detect() is not Backend.KERNEL:
+        raise LabError("this kernel has no ESP: make test-kernel brings one that has")
+
+
 class RunningSite:
     """Files of the site, inside the lab: /run/NAME/agent.yaml, and what agent and charon put beside it."""
 
-    def __init__(self, container: Container, site: Site, backend: str = "auto") -> None:
+    def __init__(self, container: Container, site: Site, backend: str = BACKEND) -> None:
         self.name = site.name
         self.topology = site
         self.backend = backend
@@ -43,6 +54,14 @@ class RunningSite:
         """charon's control socket, as processes inside see it."""
         return self.inside / "charon.vici"
 
+    @property
+    def ipsec(self) -> Backend:
+        """Who does its ESP."""
+        # Imported late: the lab itself is tested without any edge of the product.
+        from cpe_agent.edge.ipsec import resolve
+
+        return resolve(self.backend)
+
     def uplink(self, name: str) -> RunningUplink:
         return self.uplinks[name]
 
@@ -54,6 +73,26 @@ class RunningSite:
         """Start charon, then the agent. Returns when charon takes commands."""
         self.start_charon()
         self.agent.start()
+
+    def end_tunnels(self) -> None:
+        """kill -9 of charon, and nothing is left of its tunnels: the kernel would keep its part of them."""
+        self.charon.kill()
+        if self.ipsec is Backend.KERNEL:
+            for spi in self.kernel_sas():
+                self.run("ip", "xfrm", "state", "delete", *spi, check=False)
+            self.run("ip", "xfrm", "policy", "deleteall", "action", "allow")
+        else:
+            wait_until("the tunnels' device is gone", self._has_no_device, 5)
+
+    def kernel_sas(self) -> list[list[str]]:
+        """Of its SAs, as `ip xfrm state` names one."""
+        words = self.run("ip", "xfrm", "state", "list").stdout.split()
+        found = []
+        for at, word in enumerate(words):
+            if word == "spi":
+                since = max(i for i in range(at) if words[i] == "src")
+                found.append([*words[since : since + 4], "proto", "esp", "spi", words[at + 1].partition("(")[0]])
+        return found
 
     def start_charon(self, timeout_s: float = 10.0) -> None:
         self.charon.start()
@@ -80,18 +119,20 @@ class RunningSite:
             uplink.heal()
         self.start()
 
+    def _has_no_device(self) -> bool:
+        return self.ipsec.device not in self.run("ip", "link").stdout
+
     def _charon_answers(self) -> bool:
         socket = self._container.path(str(self.vici_socket))
         return self.charon.running and socket.exists()
 
     def _charon(self) -> Command:
-        # Imported late: the lab itself is tested without any part of the product.
-        from cpe_agent.edge.ipsec import resolve, strongswan_conf
+        from cpe_agent.edge.ipsec import strongswan_conf
 
         # A killed charon leaves its socket, which would look as if the new one answered.
         self._container.path(str(self.vici_socket)).unlink(missing_ok=True)
         log = Path(LOGS) / f"{self.name}-ike.log"
-        text = strongswan_conf(resolve(self.backend), self.vici_socket, log)
+        text = strongswan_conf(self.ipsec, self.vici_socket, log)
         (self.outside / "strongswan.conf").write_text(text)
         return Command([CHARON], {"STRONGSWAN_CONF": str(self.inside / "strongswan.conf")})
 

@@ -16,6 +16,7 @@ from cpe_agent.model.condition import Status
 from cpe_agent.ports import EdgeError
 from tests.lab.container import LabError
 from tests.lab.lab import Lab
+from tests.lab.pace import patience
 
 Predicate = Callable[[Status], bool]
 
@@ -25,13 +26,13 @@ _INTERVAL_S = 0.05
 
 def status(lab: Lab, site: str) -> Status:
     """The site's own report. Raises `EdgeError` if its agent does not answer."""
-    return msgspec.json.decode(ask(lab.path(f"/run/{site}/run/control.sock"), "status", _ASK_S), type=Status)
+    return msgspec.json.decode(ask(lab.path(f"/run/{site}/run/control.sock"), "status", patience(_ASK_S)), type=Status)
 
 
 def wait_for(lab: Lab, site: str, what: str, predicate: Predicate, timeout_s: float) -> Status:
     """The first report of which `predicate` holds. LabError that names `what` and the last report's troubles if none
     comes in time. An agent that does not answer is asked again."""
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience(timeout_s)
     while True:
         try:
             report = status(lab, site)
@@ -63,7 +64,7 @@ def wait_all_up(
 ) -> None:
     """Returns once `all_up` holds of every site (or of these). `heard` is given every report until then."""
     waiting = dict.fromkeys(lab.sites if sites is None else sites, "it has not answered yet")
-    deadline = time.monotonic() + timeout_s
+    deadline = time.monotonic() + patience(timeout_s)
     while True:
         for site in list(waiting):
             try:

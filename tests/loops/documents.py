@@ -136,3 +136,9 @@ class Post:
 
 POST = Post()
 STRANGER = Post(Ed25519PrivateKey.from_private_bytes(bytes(32)))
+
+_SECOND = Ed25519PrivateKey.from_private_bytes(bytes(range(1, 33)))
+SECOND = Post(_SECOND, "key-2")
+SECOND_KEY = SigningKey(
+    "key-2", base64.b64encode(_SECOND.public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)).decode()
+)

@@ -70,7 +70,7 @@ async def test_that_nothing_is_done_once_all_is_well(autojump_clock: MockClock) 
     world = World()
     world.publish(branch())
     async with world.agent() as agent:
-        await trio.sleep(3)
+        await trio.sleep(4)  # and its document is confirmed
         settled_at = trio.current_time()
         await trio.sleep(90)
         expect(world.story.since(settled_at), [])

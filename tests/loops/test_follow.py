@@ -58,6 +58,7 @@ BAD = {
         "has passed",
     ),
     "mass removal": (POST.send(branch(2, pairs=PAIRS[:1])), "pairs", "allow_mass_removal"),
+    "no peers": (POST.send(branch(2, peers={}, pairs=())), "peers", "allow_mass_removal"),
     "another schema": (_edited(lambda d: d.update(schema=99)), "schema", "99"),
 }
 

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 
 from cpe_agent.core import silence
 from cpe_agent.core.budget import Budget
+from cpe_agent.loops.metering import LOOK_S
 from cpe_agent.model.dataplane import stem_of
 from cpe_agent.model.document import Class, Document, Probing, Uplink
 from cpe_agent.model.observed import ChildSa
@@ -210,18 +211,22 @@ async def test_that_who_sends_nothing_is_not_silent(autojump_clock: MockClock) -
 
 async def test_that_a_spent_budget_ends_what_has_nowhere_else_to_go(autojump_clock: MockClock) -> None:
     world = World()
-    world.publish(of_class(Class(metered="budget")))
+    document = of_class(Class(metered="budget"))
+    metered = msgspec.structs.replace(document.uplinks["lte"], monthly_bytes=1_000_000)
+    world.publish(msgspec.structs.replace(document, uplinks={**document.uplinks, "lte": metered}))
     async with world.agent() as agent:
         await trio.sleep(5)
         world.blackhole("wired")
         await trio.sleep(15)
         assert named(world) == ON_LTE
-        agent.cells.budgets.set({"lte": Budget.NEAR})
-        await trio.sleep(10)
+        world.routes.carry("lte", 950_000)
+        await trio.sleep(LOOK_S + 1)
+        assert agent.cells.budgets.value == {"lte": Budget.NEAR}
         assert named(world) == ON_LTE, "it is near, and nothing else is there"
-        agent.cells.budgets.set({"lte": Budget.SPENT})
-        await trio.sleep(1)
+        world.routes.carry("lte", 100_000)
+        await trio.sleep(LOOK_S + 1)
         assert named(world) == {}
+        assert "BundleBarred centre/all" in await agent.conditions()
         world.heal("wired")
         await trio.sleep(30)
         assert named(world) == HOME

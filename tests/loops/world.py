@@ -6,15 +6,21 @@ done to charon, nftables and netlink, and everything that is logged, is told in 
 
 from __future__ import annotations
 
+import ipaddress
 import random
-from collections.abc import AsyncIterator, Iterator, Sequence
+import time
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 
 import structlog
 import trio
 
 from cpe_agent.core.compile import Site
+from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.clock import FlooredClock
+from cpe_agent.loops.confirm import InForce
+from cpe_agent.loops.drill import Drills
 from cpe_agent.loops.follow import Follower
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.metering import Metering
@@ -24,16 +30,20 @@ from cpe_agent.loops.probing import Probing
 from cpe_agent.loops.readiness import ReadinessKeeper
 from cpe_agent.loops.reconcile import Reconciler
 from cpe_agent.loops.report import Reporter
+from cpe_agent.loops.services import ServiceProbing
 from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.model.condition import Status
-from cpe_agent.model.dataplane import Backend, Routes, Ruleset, stem_of
+from cpe_agent.model.dataplane import Backend, Path, Routes, Ruleset, stem_of
 from cpe_agent.model.document import Document
 from cpe_agent.model.observed import Charon, IkeSa, Link, LinkAddress, Links
 from cpe_agent.model.ops import FirewallOp, RouteOp, TunnelOp
+from cpe_agent.model.site_report import Box
 from tests.fakes.charon import Answer, FakeCharon
 from tests.fakes.controller import FakeController
+from tests.fakes.early import FakeEarly
 from tests.fakes.firewall import FirewallFake
 from tests.fakes.prober import FakeProber
+from tests.fakes.records import FakeRecords
 from tests.fakes.routes import FakeRoutes
 from tests.fakes.store import FakeStore
 from tests.loops.documents import CENTRE, CLOUD, IDENTITY, KEY_ID, POST, PUBLIC, SITE
@@ -42,7 +52,9 @@ from tests.loops.story import Noted, Story, told_route_op, told_rules, told_tunn
 RTT_S = {"wired": 0.02, "lte": 0.05}
 PATH_ADDRESSES = {"10.255.101.2": "wired", "10.255.101.3": "lte"}
 HUBS = (CENTRE, CLOUD)
+BOX = Box("6f1c1a52-0000-4000-8000-000000000001", "boot-1")
 START_OF_2026_S = 1767225600.0
+LAN_ADDRESS = "10.101.0.1"
 # Far more than any burst of events takes.
 STEPS_AT_ONCE = 100_000
 TUNNEL_DEVICE = Backend.USERLAND.device
@@ -66,11 +78,17 @@ class World:
         self.routes = _PatientRoutes(self)
         self.controller = FakeController()
         self.store = FakeStore()
+        self.early = FakeEarly()
         self.lan_prober = FakeProber()  # what a hub asks its LANs with
         self.unready: set[str] = set()  # hubs that answer probes but are not willing to serve
         self.blackholed: set[str] = set()  # uplinks
+        self.wall: Callable[[], float] = time.time
         self.wall_offset_s = START_OF_2026_S  # what the clock on the wall is ahead of the simulated one
+        self.dead_servers: set[tuple[str, str]] = set()  # (server, hub)
+        self.records = FakeRecords()
         self.loss: dict[str, float] = {}  # by uplink, 0 to 1
+        # Apart from the waits that the agent draws: one wait more must not lose other packets.
+        self._chance = random.Random(1)
         self.rtt_s = dict(RTT_S)
         self.asked: list[tuple[float, str]] = []  # (when, uplink) of every echo request of a probe
         self.site = site
@@ -120,15 +138,35 @@ class World:
         ]
         return {name.removeprefix("traffic-"): path for _, name, path in sorted(found)}
 
+    def serves(self, server: str) -> bool:
+        """Would this server answer the router now? Its packets take the newest of the most specific children."""
+        asked = ipaddress.ip_address(server)
+        found = [
+            (child.name.startswith("trial-"), child.unique_id, path)
+            for sa in self.charon.ike_sas()
+            if (path := Path.parse(stem_of(sa.connection)))
+            for child in sa.children
+            if child.installed
+            and any(asked in ipaddress.ip_network(subnet.partition("[")[0]) for subnet in child.remote_ts)
+        ]
+        if not found:
+            return False
+        path = max(found)[2]
+        return path.uplink not in self.blackholed and (server, path.peer) not in self.dead_servers
+
     def answers(self, source: str, target: str) -> bool:
         """Would an echo request from `source` reach the hub that has `target`, and be answered?"""
         uplink = PATH_ADDRESSES.get(source)
         hub = next((h for h in HUBS if target in (h.endpoint.probe_address, h.endpoint.ready_address)), None)
-        if uplink is None or hub is None or uplink in self.blackholed or random.random() < self.loss.get(uplink, 0.0):
+        if uplink is None or hub is None or uplink in self.blackholed or self._lost(uplink):
             return False
         if target == hub.endpoint.ready_address and hub.name in self.unready:
             return False
         return any(self._probes(sa, f"{uplink}.{hub.name}.wan") for sa in self.charon.ike_sas())
+
+    def _lost(self, uplink: str) -> bool:
+        loss = self.loss.get(uplink, 0.0)
+        return loss > 0 and self._chance.random() < loss
 
     async def dataplane(self) -> tuple[Ruleset | None, Routes, tuple[IkeSa, ...]]:
         """Everything that is there, to be compared."""
@@ -172,15 +210,24 @@ class Agent:
         self.world = world
         self.cells = Cells()
         self.probing = Probing(self.cells, Internet(world))
-        self.reconciler = Reconciler(self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND)
+        self.reconciler = Reconciler(
+            self.cells, world.firewall, world.routes, world.charon, Backend.USERLAND, world.early
+        )
         self.reporter = Reporter(self.cells, self.probing, world.firewall, world.site, Backend.USERLAND)
         self.readiness = ReadinessKeeper(self.cells, world.lan_prober, world.firewall, world.store)
+        self.clock = FlooredClock(world.store, world.wall)
+        self.in_force = InForce(self.cells, world.store, self.clock, world.site, {KEY_ID: PUBLIC}, self.probing.tracks)
+        self.follower = Follower(self.cells, world.controller, self.in_force)
+        self.announcer = Announcer(self.cells, world.controller, self.reporter, BOX, self.follower.ways)
         self.metering = Metering(self.cells, world.routes, world.store, world.wall_clock)
-        self._follower = Follower(self.cells, world.controller, world.store, world.site, {KEY_ID: PUBLIC})
+        self.services = ServiceProbing(self.cells, Servers(world), ServersByTcp(world))
+        self.drills = Drills(self.cells, Servers(world), world.records, world.site)
 
     async def run(self) -> None:
         self.readiness.load()
-        self._follower.load()
+        self.drills.load()
+        self.clock.load()
+        self.in_force.load()
         self.metering.load()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(watch_links, self.cells, self.world.routes, self.reconciler.bell)
@@ -190,10 +237,15 @@ class Agent:
             nursery.start_soon(steer_bundles, self.cells)
             nursery.start_soon(self.metering.run)
             nursery.start_soon(keep_own_way, self.cells)
+            nursery.start_soon(self.services.run)
+            nursery.start_soon(self.drills.run)
             nursery.start_soon(self.reconciler.run)
             nursery.start_soon(self.reporter.run)
             await self.reconciler.firewall_seen_to.wait()
-            nursery.start_soon(self._follower.run)
+            nursery.start_soon(self.follower.run)
+            nursery.start_soon(self.announcer.run)
+            nursery.start_soon(self.clock.run, self.cells)
+            nursery.start_soon(self.in_force.run, self.follower.reach)
 
     async def status(self) -> Status:
         return await self.reporter.status()
@@ -269,6 +321,35 @@ class _PatientRoutes(FakeRoutes):
     async def apply(self, ops: Sequence[RouteOp]) -> None:
         await trio.sleep(self._world.kernel_takes_s)
         await super().apply(ops)
+
+
+class Servers(FakeProber):
+    """What is behind the hubs, asked from the router's address in its LAN."""
+
+    def __init__(self, world: World) -> None:
+        super().__init__()
+        self._world = world
+        self.addresses = {LAN_ADDRESS}
+
+    def send(self, source: str, target: str, sequence: int, size: int = 0) -> bool:
+        self.rtt_s.pop((source, target), None)
+        if self._world.serves(target):
+            self.rtt_s[source, target] = 0.02
+        return super().send(source, target, sequence, size)
+
+
+class ServersByTcp:
+    """Likewise, over TCP."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    async def connects(self, source: str, server: str, port: int, within_s: float) -> bool:
+        if source == LAN_ADDRESS and self._world.serves(server):
+            await trio.sleep(0.02)
+            return True
+        await trio.sleep(within_s)
+        return False
 
 
 class Internet(FakeProber):

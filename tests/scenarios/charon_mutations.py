@@ -12,6 +12,7 @@ from typing import Any
 
 import vici
 
+from tests.lab.pace import patience
 from tests.lab.site import RunningSite
 from tests.scenarios.mutations import ANY, CENTRE_LAN, LAN, Mutation
 
@@ -22,7 +23,7 @@ _CHARON_S = 5.0
 def charon_of(site: RunningSite) -> Iterator[Any]:
     """A session with its charon, by strongSwan's own client."""
     with socket.socket(socket.AF_UNIX) as connection:
-        connection.settimeout(_CHARON_S)
+        connection.settimeout(patience(_CHARON_S))
         connection.connect(str(site.outside / site.vici_socket.name))
         yield vici.Session(connection)
 

@@ -16,9 +16,12 @@ from typing import Any
 
 import vici
 
+from cpe_agent.edge.ipsec import resolve
+from cpe_agent.model.dataplane import Backend
 from tests.lab import provision, watch
 from tests.lab.forbidden import network_yaml
 from tests.lab.lab import Lab
+from tests.lab.pace import BACKEND
 from tests.lab.site import RunningSite
 from tests.scenarios import oracle
 from tests.scenarios.charon_mutations import charon_of
@@ -258,8 +261,21 @@ def _rename(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
 
 
 def _bounce_tunnel_device(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
-    site.run("ip", "link", "set", "ipsec0", "down")
-    site.run("ip", "link", "set", "ipsec0", "up")
+    site.run("ip", "link", "set", site.ipsec.device, "down")
+    site.run("ip", "link", "set", site.ipsec.device, "up")
+
+
+def _flush_ipsec(what: str) -> Callable[[Lab, RunningSite, random.Random], None]:
+    return lambda _lab, site, _chance: _ignore(site.run("ip", "xfrm", what, "flush"))
+
+
+def _open_by_policy(_lab: Lab, site: RunningSite, _chance: random.Random) -> None:
+    site.run("ip", "xfrm", "policy", "add", "src", "0.0.0.0/0", "dst", "10.0.0.0/8", "dir", "out", "priority", "5")
+
+
+def _delete_a_block(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
+    policies = sorted(text for kind, text in oracle.routing(site) if kind == "policy")
+    site.run("ip", "xfrm", "policy", "del", *chance.choice(policies).split()[:6])
 
 
 def _another_document(lab: Lab, _site: RunningSite, _chance: random.Random) -> None:
@@ -268,7 +284,7 @@ def _another_document(lab: Lab, _site: RunningSite, _chance: random.Random) -> N
     provision.apply(lab, provision.network_yaml(lab.network))
 
 
-FAULTS = (
+FAULTS: tuple[Fault, ...] = (
     Fault("flush ruleset", _nft("flush ruleset"), firewall, EVENT_MS, spares=False),
     Fault("delete table", _nft("delete table inet cpe_agent"), firewall, EVENT_MS),
     Fault("flush table", _nft("flush table inet cpe_agent"), firewall, EVENT_MS),
@@ -296,5 +312,14 @@ FAULTS = (
     Fault("rename an uplink", _rename, everything, DIAL_MS, weight=0.3),
     Fault("another document", _another_document, everything, DIAL_MS, weight=0.3),
 )
+
+if resolve(BACKEND) is Backend.KERNEL:
+    FAULTS = (
+        *FAULTS,
+        Fault("flush IPsec policies", _flush_ipsec("policy"), everything, DIAL_MS, spares=False),
+        Fault("flush IPsec states", _flush_ipsec("state"), everything, DIAL_MS, spares=False),
+        Fault("open by an IPsec policy", _open_by_policy, everything, DIAL_MS),
+        Fault("delete a policy that shuts", _delete_a_block, routing, EVENT_MS),
+    )
 
 READERS: tuple[Reader, ...] = (firewall, routing, loaded, everything)

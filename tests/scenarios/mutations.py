@@ -23,7 +23,8 @@ _OUR_TABLE, _INBOUND, _PROTOCOL = "15500", "15501", "155"
 
 @dataclass(frozen=True)
 class Mutation:
-    """`facts`: (lost, gained) by kind, as the oracle sees it; `said`: part of a difference that verify must report."""
+    """`facts`: (lost, gained) by kind, as the oracle sees it; `said`: part of a difference that verify must report.
+    TUNNEL stands for the device of the site's backend."""
 
     name: str
     do: Callable[[RunningSite], None]
@@ -88,7 +89,7 @@ def _nft(*commands: str) -> Callable[[RunningSite], None]:
 def _ip(*commands: str) -> Callable[[RunningSite], None]:
     def do(site: RunningSite) -> None:
         for command in commands:
-            site.run("ip", *command.split())
+            site.run("ip", *command.replace("TUNNEL", site.ipsec.device).split())
 
     return do
 
@@ -276,20 +277,20 @@ ROUTING = (
     (
         Mutation(
             "a route into the tunnels goes",
-            _ip(f"route del {CENTRE_LAN} dev ipsec0 table {_OUR_TABLE}"),
+            _ip(f"route del {CENTRE_LAN} dev TUNNEL table {_OUR_TABLE}"),
             {"route": (1, 0)},
-            f"missing route {CENTRE_LAN} dev ipsec0",
+            f"missing route {CENTRE_LAN} dev TUNNEL",
         ),
-        _ip(f"route add {CENTRE_LAN} dev ipsec0 table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
+        _ip(f"route add {CENTRE_LAN} dev TUNNEL table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
     ),
     (
         Mutation(
             "a route leads to the internet",
             _ip(f"route replace {CENTRE_LAN} dev wired table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
             {"route": (1, 1)},
-            f"altered is route {CENTRE_LAN} dev wired table 15500 metric 100, not route {CENTRE_LAN} dev ipsec0",
+            f"altered is route {CENTRE_LAN} dev wired table 15500 metric 100, not route {CENTRE_LAN} dev TUNNEL",
         ),
-        _ip(f"route replace {CENTRE_LAN} dev ipsec0 table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
+        _ip(f"route replace {CENTRE_LAN} dev TUNNEL table {_OUR_TABLE} metric 100 proto {_PROTOCOL} scope link"),
     ),
     (
         Mutation(
@@ -369,5 +370,37 @@ ROUTING = (
             "altered v6 forwarding is on, not off",
         ),
         _forwarding("ipv6.conf.all.forwarding", 0),
+    ),
+)
+
+_BLOCK = "action block priority 900155"
+# Of the kernel's ESP alone, with what undoes each.
+POLICIES = (
+    (
+        Mutation(
+            "a policy that shuts goes",
+            _ip(f"xfrm policy del src 0.0.0.0/0 dst {CENTRE_LAN} dir out"),
+            {"policy": (1, 0)},
+            f"missing policy out block 0.0.0.0/0 to {CENTRE_LAN}",
+        ),
+        _ip(f"xfrm policy add src 0.0.0.0/0 dst {CENTRE_LAN} dir out {_BLOCK}"),
+    ),
+    (
+        Mutation(
+            "a policy of one's own that shuts",
+            _ip(f"xfrm policy add src 0.0.0.0/0 dst 10.99.0.0/24 dir out {_BLOCK}"),
+            {"policy": (0, 1)},
+            "foreign policy out block 0.0.0.0/0 to 10.99.0.0/24",
+        ),
+        _ip("xfrm policy del src 0.0.0.0/0 dst 10.99.0.0/24 dir out"),
+    ),
+    (
+        Mutation(
+            "a policy that opens",
+            _ip(f"xfrm policy add src {LAN} dst 10.10.0.0/25 dir out action allow priority 5"),
+            {},
+            f"foreign policy out {LAN} to 10.10.0.0/25",
+        ),
+        _ip(f"xfrm policy del src {LAN} dst 10.10.0.0/25 dir out"),
     ),
 )

@@ -67,7 +67,7 @@ def table(site: RunningSite) -> list[dict[str, Any]]:
 
 
 def routing(site: RunningSite) -> Facts:
-    """Kinds: route, rule, address (on lo), forwarding."""
+    """Kinds: route, rule, address (on lo), forwarding, policy (of the kernel's IPsec, those that only block)."""
     facts: Facts = Counter()
     for version in ("-4", "-6"):
         for route in _json(site, "ip", "-j", "-d", version, "route", "show", "table", "all"):
@@ -81,6 +81,7 @@ def routing(site: RunningSite) -> Facts:
             facts["address", f"{address['local']}/{address['prefixlen']}"] += 1
     for version, name in (("4", "ipv4/ip_forward"), ("6", "ipv6/conf/all/forwarding")):
         facts["forwarding", f"{version} {site.run('cat', f'/proc/sys/net/{name}').stdout.strip()}"] += 1
+    facts.update(("policy", policy) for policy in _block_policies(site))
     return facts
 
 
@@ -101,6 +102,13 @@ def charon(site: RunningSite) -> Facts:
         if certificate.get("has_privkey") == "yes":
             facts["key", str(certificate["data"])] += 1
     return facts
+
+
+def _block_policies(site: RunningSite) -> list[str]:
+    """As "src A dst B dir out action block priority N ptype main"."""
+    lines = site.run("ip", "xfrm", "policy", "list", "action", "block", check=False).stdout.splitlines()
+    heads = [number for number, line in enumerate(lines) if line.startswith("src ")]
+    return [" ".join(" ".join(lines[number : number + 2]).split()) for number in heads]
 
 
 def _json(site: RunningSite, *argv: str) -> list[dict[str, Any]]:

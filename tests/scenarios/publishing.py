@@ -6,18 +6,23 @@ is the controller's own unless one is given. `served` and `publish` are what tes
 
 from __future__ import annotations
 
+import copy
 import datetime as dt
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from cpe_agent.model.condition import Status
 from cpe_controller import setup
 from cpe_controller.publish import DOCUMENTS, Published
 from cpe_controller.signing import Signer
 from tests.lab.lab import CONTROLLER_STATE, Lab
+
+NOBODY = "198.51.100.77"
 
 
 class Order(msgspec.Struct, frozen=True):
@@ -42,6 +47,24 @@ def publish(
     """Serve this, whatever it is, announced as (`epoch`, `version`)."""
     raw = document if isinstance(document, bytes) else json.dumps(document).encode()
     _run(lab, Order(site, raw, epoch, version, signature))
+
+
+def cut_off(document: dict[str, Any], hub: str, confirm_s: int) -> dict[str, Any]:
+    """The next version of a branch's document, with an address for `hub` at which nobody answers."""
+    wrong = copy.deepcopy(document) | {"version": document["version"] + 1}
+    wrong["policy"]["confirm_s"] = confirm_s
+    for endpoint in wrong["peers"][hub]["endpoints"]:
+        endpoint["address"] = NOBODY
+    return wrong
+
+
+def given_up(version: int) -> Callable[[Status], bool]:
+    """Is `version` in force again, and a newer one given up?"""
+
+    def predicate(report: Status) -> bool:
+        return report.document_version == version and "DocumentReverted" in {c.type for c in report.conditions}
+
+    return predicate
 
 
 def _run(lab: Lab, order: Order) -> Published:

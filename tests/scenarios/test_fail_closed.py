@@ -19,6 +19,7 @@ from typing import Any
 import pytest
 import yaml
 
+from cpe_agent.model.dataplane import Backend
 from tests.lab import watch
 from tests.lab.capture import Packet, Recording, record, uplink_wire
 from tests.lab.container import wait_until
@@ -28,11 +29,13 @@ from tests.lab.site import RunningSite
 from tests.lab.topology import NETWORK, Network
 from tests.scenarios import offering
 from tests.scenarios.offering import FROM_OUTSIDE, LISTED, LISTED_PORT, RATE, UNLISTED, between, offered
+from tests.scenarios.publishing import cut_off, given_up, publish, served
 
 SITES = ("centre", "hospital-1")  # the hub and the branch that are watched; the van is another LAN
 UP_S = 40.0
 REPAIR_S = 10.0
 STEADY_S = 1.0
+CONFIRM_S = 5
 # A loaded machine sends in bursts, and a phase may be as short as a second.
 AT_LEAST = 0.5
 
@@ -66,8 +69,8 @@ class Story:
 
 PHASES = (
     "nothing runs", "charon alone", "no document", "first document", "all is well", "agents killed", "charons killed",
-    "rulesets flushed", "an uplink is swapped", "rekeyed", "replaced", "another document", "agents stopped",
-    "charons stopped",
+    "rulesets flushed", "an uplink is swapped", "rekeyed", "replaced", "another document",
+    "document given up", "agents stopped", "charons stopped",
 )  # fmt: skip
 
 
@@ -114,6 +117,12 @@ def story(lab: Lab) -> Story:
             for others in (("7020", "7021", "7022"), ("7020", "7021")):
                 for name, version in apply(lab, _network(lab.network, others)).items():
                     watch.wait_for(lab, name, "obeys", watch.has_document(version), UP_S)
+        with story.phase("document given up"):
+            document = served(lab, "hospital-1")
+            wrong = cut_off(document, "centre", CONFIRM_S)
+            publish(lab, "hospital-1", wrong, wrong["version"])
+            watch.wait_for(lab, "hospital-1", "obeys", watch.has_document(wrong["version"]), UP_S)
+            watch.wait_for(lab, "hospital-1", "goes back", given_up(document["version"]), UP_S)
         with story.phase("agents stopped"):
             for site in sites:
                 site.agent.stop()
@@ -206,7 +215,9 @@ def test_that_nothing_happened_between_the_phases(story: Story) -> None:
     assert not offering.delivered(story.recording, (*UNLISTED, *FROM_OUTSIDE))
 
 
-@pytest.mark.parametrize("name", ["all is well", "agents killed", "rulesets flushed", "rekeyed", "another document"])
+@pytest.mark.parametrize(
+    "name", ["all is well", "agents killed", "rulesets flushed", "rekeyed", "another document", "document given up"]
+)
 def test_that_the_listed_flow_passes(story: Story, name: str) -> None:
     """So that silence elsewhere means something."""
     (phase,) = (phase for phase in story.phases if phase.name == name)
@@ -239,14 +250,13 @@ class TestLocks:
         with record(lab, offering.wires(lab.network, [name])) as taken.recording, offered(lab):
             for tunnels in ("up", "down"):
                 if tunnels == "down":
-                    site.charon.kill()
-                    wait_until("the tunnels' device is gone", lambda: "ipsec0" not in site.run("ip", "link").stdout, 5)
+                    site.end_tunnels()
                 for lock in ("nftables", "routing"):
                     site.agent.stop()
                     with taken.phase(f"without {lock}, tunnels {tunnels}"):
                         _take_away(site, lock)
                     site.agent.start()
-                    wait_until("both locks are back", lambda: _has_table(site) and _rules(site), REPAIR_S)
+                    wait_until("both locks are back", lambda: _has_table(site) and _is_locked(site), REPAIR_S)
             site.agent.stop()
             with taken.phase("without any"):
                 _take_away(site, "nftables")
@@ -316,6 +326,14 @@ def _take_away(site: RunningSite, lock: str) -> None:
     else:
         for priority in _rules(site):
             site.run("ip", "rule", "del", "priority", priority)
+        if site.ipsec is Backend.KERNEL:
+            site.run("ip", "xfrm", "policy", "deleteall", "action", "block")
+
+
+def _is_locked(site: RunningSite) -> bool:
+    """Is the second lock there: our rules and, with the kernel's ESP, the policies that let nothing else through?"""
+    blocks = site.run("ip", "xfrm", "policy", "list", "action", "block", check=False).stdout
+    return bool(_rules(site)) and (bool(blocks.strip()) or site.ipsec is Backend.USERLAND)
 
 
 def _rules(site: RunningSite) -> list[str]:

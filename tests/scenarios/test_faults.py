@@ -9,6 +9,7 @@ import signal
 
 import pytest
 
+from cpe_agent.model.dataplane import Backend
 from tests.lab import watch
 from tests.lab.container import wait_until
 from tests.lab.lab import Lab
@@ -51,9 +52,10 @@ def test_that_each_lock_alone_keeps_cleartext_in(lab: Lab, lock: str, tunnels: s
         else:
             for rule in _own_rules(lab):
                 site.run("ip", "rule", "del", "priority", rule)
+            if site.ipsec is Backend.KERNEL:
+                site.run("ip", "xfrm", "policy", "deleteall", "action", "block")
         if tunnels == "down":
-            site.charon.kill()
-            wait_until("the tunnel device is gone", lambda: "ipsec0" not in site.run("ip", "link").stdout, 5)
+            site.end_tunnels()
         assert site.run("sysctl", "-n", "net.ipv4.ip_forward").stdout.strip() == "1"
         offer = lab.offer("hospital-1-host", "10.10.0.10", "udp", 50)
         assert offer.entered == 50

@@ -22,6 +22,7 @@ from cpe_agent.model.condition import Status
 from tests.lab import watch
 from tests.lab.container import Completed, wait_until
 from tests.lab.lab import Lab
+from tests.lab.pace import patience
 from tests.lab.provision import apply, network_yaml, provision
 from tests.lab.topology import NETWORK, Site, lan, uplink
 
@@ -98,7 +99,7 @@ def test_that_a_drained_hub_is_left_without_a_loss_and_taken_again(lab: Lab) -> 
         time.sleep(1)
     assert flow.result.up.lost == 0, flow.result.up
     # The server that was left goes on sending, to nobody: what counts is that the host hears one of the two.
-    assert flow.result.down.longest_gap_ms < LONGEST_GAP_MS, flow.result.down
+    assert flow.result.down.longest_gap_ms < patience(LONGEST_GAP_MS), flow.result.down
 
 
 def test_that_a_drained_hub_stays_so_when_its_agent_restarts(lab: Lab) -> None:
@@ -147,7 +148,7 @@ def test_that_a_hub_whose_lan_has_no_carrier_is_left_at_once(lab: Lab) -> None:
     lab.run("centre-server", "ip", "link", "set", "eth0", "down")
     since = time.monotonic()
     watch.wait_for(lab, "centre", "it says so", lambda report: "LanCheckFailed" in _names(report), MOVE_S)
-    assert time.monotonic() - since < 1.0
+    assert time.monotonic() - since < patience(1.0)
     watch.wait_for(lab, "van-1", "the shared bundle is at the cloud", _shared_at("cloud"), MOVE_S)
     lab.run("centre-server", "ip", "link", "set", "eth0", "up")
     lab.run("centre-server", "ip", "route", "replace", "default", "via", "10.10.0.1")
@@ -164,7 +165,7 @@ def test_that_return_routes_come_and_go_with_branches(lab: Lab) -> None:
         assert "10.101.0.0/24" in _return_routes(lab, hub)
     # Without them the van's subnet is as shut as before.
     refused = lab.run("centre", "ip", "route", "get", "10.102.0.10", "from", "10.10.0.10", "iif", "lan0", check=False)
-    assert "ipsec0" in refused.stdout or refused.status != 0
+    assert lab.backend.device in refused.stdout or refused.status != 0
     lab.site("van-1").start()
     for hub in HUBS:
         wait_until(f"{hub} has a route to the van", partial(_has_route, lab, hub, "10.102.0.0/24", True), START_S)
@@ -213,7 +214,7 @@ def test_that_a_cloned_key_is_noticed_and_forgotten(lab: Lab) -> None:
     found = next(condition for condition in report.conditions if condition.type == "IdentityDuplicated")
     assert found.subject == "van-1" and found.severity.value == "degraded"
     assert "203.0.113.34" in found.reason and "203.0.113.100" in found.reason
-    metrics = lab.run("centre", "curl", "-sf", "--max-time", "3", "http://127.0.0.1:9273/metrics").stdout
+    metrics = lab.run("centre", "curl", "-sf", "--max-time", str(patience(3)), "http://127.0.0.1:9273/metrics").stdout
     assert 'cpe_agent_condition{type="IdentityDuplicated"} 1.0' in metrics
     clone.agent.stop()
     clone.charon.stop()
@@ -275,7 +276,7 @@ def _ready(lab: Lab, hub: str) -> set[str]:
 
 def _return_routes(lab: Lab, hub: str) -> set[str]:
     listed = json.loads(lab.run(hub, "ip", "-j", "-4", "route", "show", "table", "main", "proto", "155").stdout)
-    assert all(route["dev"] == "ipsec0" and "gateway" not in route for route in listed), listed
+    assert all(route["dev"] == lab.backend.device and "gateway" not in route for route in listed), listed
     return {route["dst"] for route in listed}
 
 

@@ -7,6 +7,7 @@ import pytest
 from tests.lab import watch
 from tests.lab.container import wait_until
 from tests.lab.lab import Lab
+from tests.lab.pace import patience
 from tests.lab.provision import provision
 from tests.scenarios.conftest import START_S
 from tests.scenarios.looking import CENTRE_PAGE, CLOUD_PAGE, SHARED_PAGE, ask_status
@@ -51,7 +52,7 @@ def test_that_a_drop_is_counted(lab: Lab) -> None:
 
 
 def test_that_metrics_are_served_inside_the_site_only(lab: Lab) -> None:
-    text = lab.run("hospital-1", "curl", "-sf", "--max-time", "3", "http://127.0.0.1:9273/metrics").stdout
+    text = lab.run("hospital-1", "curl", "-sf", "--max-time", str(patience(3)), "http://127.0.0.1:9273/metrics").stdout
     up = [line for line in text.splitlines() if line.startswith("cpe_agent_path_up{")]
     assert len(up) == 4 and all(line.endswith(" 1.0") for line in up), up
     assert "cpe_agent_build_info{" in text

@@ -20,6 +20,7 @@ import pytest
 from tests.lab import watch
 from tests.lab.container import LabError, wait_until
 from tests.lab.lab import Lab
+from tests.lab.pace import patience
 from tests.lab.provision import provision
 from tests.lab.site import RunningSite
 from tests.scenarios import faults, oracle, strangers
@@ -48,7 +49,7 @@ class Mended:
 
     @property
     def in_time(self) -> bool:
-        return self.took_ms is None or self.took_ms <= self.fault.mends_ms + READING_MS
+        return self.took_ms is None or self.took_ms <= patience(self.fault.mends_ms + READING_MS)
 
     def __str__(self) -> str:
         took = "" if self.took_ms is None else f"{self.took_ms:6.0f} ms"
@@ -136,7 +137,7 @@ def _mended(number: int, fault: Fault, site: RunningSite, wanted: oracle.Facts, 
             left, found = {str(error): (1, 0)}, wanted
         if not left:
             return Mended(number, fault, site.name, (asked_s - began_s) * 1000)
-        if time.monotonic() - began_s > NEVER_S:
+        if time.monotonic() - began_s > patience(NEVER_S):
             words = "\n".join([*(f"- {fact}" for fact in wanted - found), *(f"+ {fact}" for fact in found - wanted)])
             pytest.fail(f"{number}: {fault} at {site.name} is never mended: {left}\n{words}")
         time.sleep(INTERVAL_S)
@@ -149,7 +150,7 @@ def _wait_calm(lab: Lab, before: dict[str, dict[faults.Reader, oracle.Facts]]) -
     for name, held in before.items():
         wanted = held[faults.everything]
         while (found := faults.everything(lab.site(name))) != wanted:
-            if time.monotonic() - began_s > NEVER_S:
+            if time.monotonic() - began_s > patience(NEVER_S):
                 lost, gained = sorted((wanted - found).elements()), sorted((found - wanted).elements())
                 pytest.fail(f"{name} does not come to rest: lost {lost}, gained {gained}")
             time.sleep(INTERVAL_S)

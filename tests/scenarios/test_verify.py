@@ -15,15 +15,18 @@ from typing import Any
 
 import pytest
 
+from cpe_agent.edge.ipsec import resolve
+from cpe_agent.model.dataplane import Backend
 from tests.lab import watch
 from tests.lab.container import Completed, wait_until
 from tests.lab.init import LOGS
 from tests.lab.lab import Lab
+from tests.lab.pace import BACKEND, patience
 from tests.lab.site import RunningSite
 from tests.scenarios import oracle
 from tests.scenarios.charon_mutations import CHARON
 from tests.scenarios.conftest import wait_whole
-from tests.scenarios.mutations import ANY, FIREWALL, ROUTING, Mutation
+from tests.scenarios.mutations import ANY, FIREWALL, POLICIES, ROUTING, Mutation
 
 SITE = "hospital-1"
 SOCKET = "answering.sock"
@@ -41,7 +44,7 @@ class Observed:
     def differences(self) -> set[str]:
         """As "missing chain forward" and so on."""
         with socket.socket(socket.AF_UNIX) as connection:
-            connection.settimeout(ANSWER_S)
+            connection.settimeout(patience(ANSWER_S))
             connection.connect(str(self.site.outside / SOCKET))
             answer = b"".join(iter(lambda: connection.recv(1 << 16), b""))
         return {f"{d['kind']} {d['what']}" for d in json.loads(answer)["differences"]}
@@ -110,7 +113,8 @@ def confirmed(
     found = oracle.changed(before, read(observed.site))
     assert fits(found, mutation.facts), found
     now = observed.differences()
-    assert any(mutation.said in text for text in now - told), "\n".join(sorted(now - told))
+    said = mutation.said.replace("TUNNEL", observed.site.ipsec.device)
+    assert any(said in text for text in now - told), "\n".join(sorted(now - told))
     return now
 
 
@@ -125,6 +129,17 @@ class TestChanges:
         finally:
             anew = f"add table inet cpe_agent\ndelete table inet cpe_agent\n{saved}"
             observed.lab.run(SITE, "nft", "-f", "-", input=anew)
+        assert observed.differences() == set()
+
+    @pytest.mark.skipif(resolve(BACKEND) is not Backend.KERNEL, reason="this kernel has no ESP")
+    @pytest.mark.parametrize(("mutation", "undo"), POLICIES, ids=[str(mutation) for mutation, _ in POLICIES])
+    def test_of_the_kernels_ipsec(
+        self, observed: Observed, mutation: Mutation, undo: Callable[[RunningSite], None]
+    ) -> None:
+        try:
+            confirmed(observed, mutation, oracle.routing, set())
+        finally:
+            undo(observed.site)
         assert observed.differences() == set()
 
     @pytest.mark.parametrize(("mutation", "undo"), ROUTING, ids=[str(mutation) for mutation, _ in ROUTING])

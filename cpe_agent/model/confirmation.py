@@ -1,0 +1,36 @@
+"""What is remembered of a document on trial, and of those that were given up?
+
+Frozen data that outlives a restart: the store keeps it, core.confirm decides by it.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+
+class Before(msgspec.Struct, frozen=True):
+    """How the site fared when it took up a document that is still to be confirmed: the peers that were healthy, the
+    targets that were in sync, and whether the controller answered. All of that it must have again."""
+
+    healthy: frozenset[str] = frozenset()
+    targets: frozenset[str] = frozenset()
+    controller: bool = False
+
+
+class Rejection(msgspec.Struct, frozen=True):
+    """A document that is not obeyed, and why. `reverted`: it was in force for a while, and was given up for good.
+
+    `removed`: the peers that it had taken away from the document before it; a revert does not give them back. `sha256`:
+    of its bytes, by which it is known when it is offered again.
+    """
+
+    epoch: int
+    version: int
+    reason: str
+    reverted: bool = False
+    removed: tuple[str, ...] = ()
+    sha256: str = ""
+
+    @property
+    def order(self) -> tuple[int, int]:
+        return (self.epoch, self.version)

@@ -1,0 +1,203 @@
+"""Does the kernel's ESP carry what is listed and nothing else, and does it come back when somebody takes it away?
+
+Kernel backend only, and short enough for every run: one hub and one branch; all other scenarios drive both backends.
+What is flushed here is what charon put there: it does not look at it again, so the agent must.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+
+import pytest
+
+from cpe_agent.edge.ipsec import resolve
+from cpe_agent.model.dataplane import Backend
+from tests.lab import watch
+from tests.lab.container import wait_until
+from tests.lab.lab import Lab
+from tests.lab.pace import BACKEND
+from tests.lab.provision import provision
+from tests.lab.site import RunningSite
+from tests.lab.topology import NETWORK
+from tests.scenarios.looking import CENTRE_PAGE, SHARED_PAGE
+
+pytestmark = pytest.mark.skipif(resolve(BACKEND) is not Backend.KERNEL, reason="this kernel has no ESP")
+
+SMALL = replace(
+    NETWORK,
+    sites=tuple(site for site in NETWORK.sites if site.name in ("centre", "hospital-1")),
+    nats=tuple(nat for nat in NETWORK.nats if nat.name != "cloud-nat"),
+)
+START_S = 40.0
+EVENT_S = 1.0  # noticed by an event, mended at once
+AGAIN_S = 20.0
+MOVE_S = 10.0
+STRAY = ("src", "10.101.0.0/24", "dst", "10.10.0.0/25", "dir", "out", "action", "allow", "priority", "5")
+
+
+@pytest.fixture(scope="module")
+def small_lab() -> Iterator[Lab]:
+    with Lab(SMALL, name="kernel") as running:
+        provision(running)
+        running.start()
+        watch.wait_all_up(running, START_S)
+        yield running
+
+
+@pytest.fixture
+def lab(small_lab: Lab) -> Iterator[Lab]:
+    yield small_lab
+    watch.wait_all_up(small_lab, AGAIN_S)
+    watch.wait_for(small_lab, "hospital-1", "is on its best path", watch.carried("centre", uplink="wired"), AGAIN_S)
+    assert small_lab.leaked() == {}, "private packets reached the internet"
+
+
+def test_that_the_kernel_encrypts(lab: Lab) -> None:
+    assert {watch.status(lab, name).backend for name in lab.sites} == {"kernel"}
+    states = lab.run("hospital-1", "ip", "xfrm", "state").stdout
+    assert states.count("encap type espinudp") >= 2 * 3  # both ways: a probe on each path, and the traffic
+    assert "ipsec0" not in lab.run("hospital-1", "ip", "link").stdout
+
+
+def test_that_a_host_gets_the_pages_that_its_site_may(lab: Lab) -> None:
+    for url in (CENTRE_PAGE, SHARED_PAGE):
+        assert "at centre." in (lab.fetch("hospital-1-host", url) or "")
+
+
+@pytest.mark.parametrize(
+    ("sender", "to"),
+    [("hospital-1-host", "203.0.113.202"), ("centre-server", "10.101.0.10"), ("net-hospital-1-wired", "10.101.0.10")],
+)
+def test_that_what_is_not_listed_is_not_delivered(lab: Lab, sender: str, to: str) -> None:
+    offer = lab.offer(sender, to, "udp", 20)
+    assert offer.entered == 20
+    assert offer.arrived == {}
+
+
+def test_that_verify_finds_nothing(lab: Lab) -> None:
+    for name in ("hospital-1", "centre"):
+        status, told = _verified(lab.site(name))
+        assert status == 0, told
+
+
+@pytest.mark.parametrize("name", ["hospital-1", "centre"])
+@pytest.mark.parametrize("what", ["state", "policy"])
+def test_that_what_is_flushed_comes_again(lab: Lab, name: str, what: str) -> None:
+    site = lab.site(name)
+    blocks, leaked, told = _blocks(site), lab.leaked(), _told(site)
+    assert blocks
+    site.run("ip", "xfrm", what, "flush")
+    wait_until("the block policies are back", lambda: _blocks(site) == blocks, EVENT_S)
+    wait_until("it is noticed", lambda: _told(site) > told, 2 * EVENT_S)
+    wait_until("pages come again", lambda: lab.fetch("hospital-1-host", CENTRE_PAGE, 1), AGAIN_S)
+    watch.wait_all_up(lab, AGAIN_S)
+    assert lab.leaked() == leaked
+
+
+def test_that_a_stray_policy_goes(lab: Lab) -> None:
+    """It would let what is for a protected subnet pass in cleartext."""
+    site = lab.site("hospital-1")
+    site.agent.stop()
+    site.run("ip", "xfrm", "policy", "add", *STRAY)
+    try:
+        status, told = _verified(site)
+        assert status == 1 and "foreign  policy out 10.101.0.0/24 to 10.10.0.0/25" in told, told
+        # The other lock holds meanwhile.
+        assert lab.offer("hospital-1-host", "10.10.0.10", "udp", 20).entered == 20
+        assert lab.leaked() == {}
+    finally:
+        site.agent.start()
+    wait_until("it has gone", lambda: "10.10.0.0/25" not in site.run("ip", "xfrm", "policy").stdout, AGAIN_S)
+    watch.wait_all_up(lab, AGAIN_S)
+    site.run("ip", "xfrm", "policy", "add", *STRAY)
+    wait_until("it has gone", lambda: "10.10.0.0/25" not in site.run("ip", "xfrm", "policy").stdout, 2 * EVENT_S)
+
+
+@pytest.mark.parametrize("lock", ["nftables", "routing"])
+@pytest.mark.parametrize("tunnels", ["up", "down"])
+def test_that_each_lock_alone_keeps_cleartext_in(lab: Lab, lock: str, tunnels: str) -> None:
+    """The agent is away, so that nobody repairs the lock that is taken off. What is sent is for a listed pair."""
+    site = lab.site("hospital-1")
+    leaked = lab.leaked()
+    site.agent.stop()
+    try:
+        _take_off(site, "routing" if lock == "nftables" else "nftables")
+        if tunnels == "down":
+            site.end_tunnels()
+        assert site.run("sysctl", "-n", "net.ipv4.ip_forward").stdout.strip() == "1"
+        offer = lab.offer("hospital-1-host", "10.10.0.10", "udp", 50)
+        assert offer.entered == 50
+        if tunnels == "down":
+            assert offer.delivered == 0
+        assert lab.leaked() == leaked
+    finally:
+        if not site.charon.running:
+            site.start_charon()
+        site.agent.start()
+
+
+def test_that_a_blackhole_fails_over_and_a_planned_move_loses_nothing_up(lab: Lab) -> None:
+    uplink = lab.site("hospital-1").uplink("wired")
+    with lab.flow("hospital-1-host", "centre-server") as flow:
+        flow.wait_flowing(5)
+        uplink.blackhole()
+        watch.wait_for(lab, "hospital-1", "it is carried by lte", watch.carried("centre", uplink="lte"), MOVE_S)
+        seen = flow.received()
+        wait_until("it goes on", lambda: all(n > b for n, b in zip(flow.received(), seen, strict=True)), MOVE_S)
+    with lab.flow("hospital-1-host", "centre-server") as planned:
+        planned.wait_flowing(5)
+        uplink.heal()
+        watch.wait_for(lab, "hospital-1", "it is back", watch.carried("centre", uplink="wired"), MOVE_S)
+    assert planned.result.up.lost == 0, planned.result
+    assert planned.result.down.lost <= 6, planned.result
+
+
+def test_that_a_failover_does_not_stall_on_what_a_killed_charon_has_lost(lab: Lab) -> None:
+    """The hub's kernel still answers probes for IKE_SAs of which the hub's new charon knows nothing."""
+    centre, uplink = lab.site("centre"), lab.site("hospital-1").uplink("wired")
+    centre.charon.kill()
+    centre.start_charon()
+    uplink.blackhole()
+    try:
+        watch.wait_for(lab, "hospital-1", "it is carried by lte", watch.carried("centre", uplink="lte"), MOVE_S)
+        wait_until("pages come", lambda: lab.fetch("hospital-1-host", CENTRE_PAGE, 1), MOVE_S)
+    finally:
+        uplink.heal()
+    wait_until("what was left over is gone", partial(_is_pruned, centre), 2 * AGAIN_S, interval_s=0.5)
+
+
+def _verified(site: RunningSite) -> tuple[int, str]:
+    config = str(site.inside / "agent.yaml")
+    done = site.run(sys.executable, "-m", "cpe_agent", "verify", "--config", config, check=False)
+    return done.status, done.stdout + done.stderr
+
+
+def _blocks(site: RunningSite) -> list[str]:
+    listed = site.run("ip", "xfrm", "policy", "list", "action", "block").stdout
+    return sorted(line.strip() for line in listed.splitlines() if line.startswith("src "))
+
+
+def _told(site: RunningSite) -> int:
+    """How often its agent has found IKE_SAs broken."""
+    return site.agent.log.read_text().count('"event": "ipsec_broken"')
+
+
+def _is_pruned(site: RunningSite) -> bool:
+    """Does charon know every SA that the kernel has?"""
+    kernel = {spi for names in site.kernel_sas() for spi in names[-1:]}
+    told = site.run("swanctl", "--list-sas", "--uri", f"unix://{site.vici_socket}").stdout
+    return all(spi.removeprefix("0x") in told for spi in kernel)
+
+
+def _take_off(site: RunningSite, lock: str) -> None:
+    if lock == "nftables":
+        site.run("nft", "delete", "table", "inet", "cpe_agent")
+        return
+    for line in site.run("ip", "rule").stdout.splitlines():
+        priority = line.partition(":")[0]
+        if 110 <= int(priority) < 140:
+            site.run("ip", "rule", "del", "priority", priority)
+    site.run("ip", "xfrm", "policy", "deleteall", "action", "block")
