@@ -26,7 +26,7 @@ from collections.abc import Mapping
 import msgspec
 
 from cpe_agent.core.budget import Budget
-from cpe_agent.core.health import Track
+from cpe_agent.core.health import State, Track
 from cpe_agent.core.quality import Grade
 from cpe_agent.model.dataplane import Bundle, Path
 
@@ -72,13 +72,13 @@ Grades = Mapping[tuple[str, Path], Grade]
 
 def candidates(bundle: Bundle, view: View, grades: Grades, now: float) -> list[Candidate]:
     """Best first."""
-    unwilling = {path.peer for path in refusing(bundle, view)}
+    refused = unwilling(bundle, view)
     found = [
         candidate(bundle, path, view, grades, now)
         for path in bundle.paths
         if path in view.tracks
         and view.tracks[path].usable()
-        and path.peer not in unwilling
+        and path.peer not in refused
         and not spent(bundle, path, view)
     ]
     return sorted(found, key=lambda one: one.order)
@@ -98,12 +98,21 @@ def candidate(bundle: Bundle, path: Path, view: View, grades: Grades, now: float
     )
 
 
+def unwilling(bundle: Bundle, view: View) -> frozenset[str]:
+    """Peers that are not willing to serve: one of the bundle's paths there has said so, whether it may carry or not."""
+    return frozenset(path.peer for path in bundle.paths if path in view.tracks and view.tracks[path].refuses())
+
+
 def refusing(bundle: Bundle, view: View) -> list[Path]:
     """Paths that are up and whose peer is not willing to serve, and that may be used if nobody else is, best first."""
+    refused = unwilling(bundle, view)
     return [
         path
         for path in bundle.paths
-        if path in view.tracks and view.tracks[path].refuses() and not spent(bundle, path, view)
+        if path.peer in refused
+        and path in view.tracks
+        and view.tracks[path].state is State.UP
+        and not spent(bundle, path, view)
     ]
 
 

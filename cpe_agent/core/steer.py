@@ -48,7 +48,7 @@ import math
 import msgspec
 
 from cpe_agent.core import damping, quality
-from cpe_agent.core.candidates import Candidate, View, candidate, candidates, refusing, spent
+from cpe_agent.core.candidates import Candidate, View, candidate, candidates, refusing, spent, unwilling
 from cpe_agent.core.damping import Damping
 from cpe_agent.core.health import State
 from cpe_agent.core.quality import Grade
@@ -241,7 +241,7 @@ class _Chooser:
             return alive, "budget_spent"
         if track is None or track.state is State.DOWN:
             return alive or present, f"path_down_{track.reason}" if track else "path_down"
-        if present.peer in {path.peer for path in self._refusing}:
+        if present.peer in unwilling(self._bundle, self._view):
             return best.path if best else present, "peer_not_ready"
         here = candidate(self._bundle, present, self._view, self._grades, self._now)
         if best is not None and not best.silent and here.taken_out and not best.taken_out:

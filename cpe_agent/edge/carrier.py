@@ -24,8 +24,8 @@ class Carriers:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._question = ctypes.create_string_buffer(8)  # struct ethtool_value: command, data
-        self._with: frozenset[str] = frozenset()
+        self._value = (ctypes.c_uint32 * 2)(_ETHTOOL_GLINK, 0)  # struct ethtool_value: what is asked, the answer
+        self._with: dict[str, bytes] = {}  # name -> the request to ask with
 
     def close(self) -> None:
         self._socket.close()
@@ -33,20 +33,23 @@ class Carriers:
     def note(self) -> None:
         """Take note of who has one now; to be called after any change of links."""
         names = [name for _, name in socket.if_nameindex()]
-        self._with = frozenset(name for name in names if self._has(name)) if len(names) <= LINKS_MAX else frozenset()
+        address = ctypes.addressof(self._value)
+        if len(names) > LINKS_MAX:
+            names = []
+        requests = {name: struct.pack("16sP16x", name.encode(), address) for name in names}
+        self._with = {name: request for name, request in requests.items() if self._has(request)}
 
     def lost(self) -> frozenset[str]:
         """Those that had one when they were last noted or looked at, and have none now."""
-        gone = frozenset(name for name in self._with if not self._has(name))
-        self._with -= gone
+        gone = frozenset(name for name, request in self._with.items() if not self._has(request))
+        for name in gone:
+            del self._with[name]
         return gone
 
-    def _has(self, name: str) -> bool:
+    def _has(self, request: bytes) -> bool:
         """A device that cannot say, or is no more, has none."""
-        struct.pack_into("=II", self._question, 0, _ETHTOOL_GLINK, 0)
-        request = struct.pack("16sP16x", name.encode(), ctypes.addressof(self._question))
         try:
             fcntl.ioctl(self._socket, _SIOCETHTOOL, request)
         except OSError:
             return False
-        return bool(struct.unpack_from("=II", self._question)[1])
+        return bool(self._value[1])

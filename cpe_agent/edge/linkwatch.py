@@ -49,8 +49,8 @@ _LINK = struct.Struct("=B7xI4x")  # ifinfomsg: family, flags
 _ATTRIBUTE = struct.Struct("=HH")  # length, type
 _ATTRIBUTES_AT = _HEADER.size + _LINK.size
 # How long a carrier may be gone before it is noticed when the kernel does not tell. Traffic is to be elsewhere after
-# 100 ms, of which the move itself takes some 20.
-LOOK_S = 0.025
+# 100 ms, of which the move itself takes some 20. Twenty looks a second cost half a percent of a processor.
+LOOK_S = 0.05
 # One yield stands for at most this many messages, so that a flood cannot hold the event loop.
 _BURST = 1000
 

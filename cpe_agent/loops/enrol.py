@@ -53,6 +53,7 @@ class Enroller:
         self._instance = instance
         self._sources = sources
         self._offered = ""
+        self._roots: dict[str, str] = {}  # by pin
         self._bell = Bell()
 
     def conditions(self) -> tuple[Condition, ...]:
@@ -109,12 +110,18 @@ class Enroller:
         for url in token.urls:
             url = url.rstrip("/")
             try:
-                return await self._port.enroll(url, await self._port.root(url, token.pin), request)
+                return await self._port.enroll(url, await self._root(url, token.pin), request)
             except EnrolmentError as error:
                 failure = error
                 if error.code in BY_CODE:
                     break
         raise failure
+
+    async def _root(self, url: str, pin: str) -> str:
+        """Fetched once: a busy controller that lets one question through must be asked the one that matters."""
+        if pin not in self._roots:
+            self._roots[pin] = await self._port.root(url, pin)
+        return self._roots[pin]
 
     def _keep(self, token: Token, granted: Granted) -> Enrolment:
         """Raises EdgeError: then it is asked for again, with the same key."""

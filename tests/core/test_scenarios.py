@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from cpe_agent.core.budget import Budget
 from cpe_agent.core.health import WAKE_S, State
 from cpe_agent.core.quality import LEAVE_S
+from cpe_agent.core.steer import Steering
 from cpe_agent.model.dataplane import Bundle, Path
 from cpe_agent.model.document import Class
 from tests.core.play import ACTIVE_S, MISSES, Play, Road
@@ -419,6 +420,22 @@ def test_that_what_leaves_a_budget_does_not_come_back_to_it_for_a_bad_line() -> 
     p.budgets = {"wired": Budget.NEAR}
     p.run(200.0)
     assert p.moved() == [("web", LTE, "budget_near")]
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_that_a_hub_that_says_no_on_an_uplink_whose_bytes_are_spent_is_heard(alone: bool) -> None:
+    """It may carry nothing any more, and still says what the hub says. If no other hub is there, the traffic stays, or
+    starts, where it may."""
+    needs = Class(metered="budget")
+    p = play(one(needs) if alone else both_hubs(needs))
+    p.budgets = {"lte": Budget.SPENT}
+    p.roads[LTE].ready = False
+    p.run(70.0)
+    name = p.bundles[0].name
+    assert p.moved() == ([] if alone else [(name, WIRED2, "peer_not_ready")])
+    p.steering = Steering()
+    p.run(75.0)
+    assert p.active == {name: WIRED if alone else WIRED2}
 
 
 # --- Whatever happens ---

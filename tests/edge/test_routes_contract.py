@@ -362,7 +362,7 @@ async def test_changes_wake_a_waiting_reader(bed: Bed, op: RouteOp) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(count)
             # The first yield, and whatever an earlier test set going, has come: only `op` can wake us again.
-            # (Carriers are looked at 40 times a second: longer than between two looks no task is ever idle.)
+            # (Carriers are looked at 20 times a second: longer than between two looks no task is ever idle.)
             await wait_all_tasks_blocked(0.01)
             assert yielded >= 1
             woken = trio.Event()

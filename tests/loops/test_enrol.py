@@ -42,16 +42,26 @@ class FakeEnrolment:
         self.lost: EnrolmentError | None = None
         self.asked: list[tuple[float, str, EnrolmentRequest | None]] = []
         self.used: dict[str, str] = {}
+        self.every_s = 0.0  # one question is answered in so many seconds
+        self._free_at = 0.0
+
+    def _admit(self) -> None:
+        now = trio.current_time()
+        if now < self._free_at:
+            raise EnrolmentError("busy", "too many requests", self._free_at - now)
+        self._free_at = now + self.every_s
 
     async def root(self, url: str, pin: str) -> str:
         await trio.lowlevel.checkpoint()
         if self.fault is not None:
             self.asked.append((trio.current_time(), url, None))
             raise self.fault
+        self._admit()
         return "root"
 
     async def enroll(self, url: str, root_pem: str, request: EnrolmentRequest) -> Granted:
         await trio.lowlevel.checkpoint()
+        self._admit()
         self.asked.append((trio.current_time(), url, request))
         if self.used.setdefault(request.secret, request.csr) != request.csr:
             raise EnrolmentError("token_used", f"{url}: this token was used by another box")
@@ -176,6 +186,18 @@ async def test_what_cannot_be_kept_is_asked_for_again_with_the_same_key(autojump
     bed.restarted()
     assert await run(bed, seconds=5) is not None
     assert {request.csr for _, _, request in bed.port.asked if request is not None} == {"csr of key 1"}
+
+
+async def test_a_controller_that_lets_one_question_through_now_and_then_lets_the_box_in(
+    autojump_clock: MockClock,
+) -> None:
+    """As one does that limits requests: a try that asked for the root again would spend what it was given on that."""
+    bed = Bed()
+    bed.lying = token(urls=("https://one",))
+    bed.port.every_s = 6.0
+    began = trio.current_time()
+    assert await run(bed, seconds=60) is not None
+    assert trio.current_time() - began < 3 * bed.port.every_s
 
 
 async def test_the_second_address_is_asked_when_the_first_is_silent_but_a_refusal_is_final(

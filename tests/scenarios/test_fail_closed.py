@@ -119,6 +119,8 @@ def story(lab: Lab) -> Story:
                     watch.wait_for(lab, name, "obeys", watch.has_document(version), UP_S)
         with story.phase("document given up"):
             document = served(lab, "hospital-1")
+            # It goes back to the last one that was confirmed.
+            watch.wait_for(lab, "hospital-1", "is settled", lambda report: report.document_confirmed, UP_S)
             wrong = cut_off(document, "centre", CONFIRM_S)
             publish(lab, "hospital-1", wrong, wrong["version"])
             watch.wait_for(lab, "hospital-1", "obeys", watch.has_document(wrong["version"]), UP_S)
