@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable, Mapping
 
 from cpe_agent.core.addresses import host
-from cpe_agent.core.selectors import outermost
+from cpe_agent.core.selectors import covers, outermost
 from cpe_agent.core.uplinks import ResolvedUplink
 from cpe_agent.model.dataplane import (
     PROBE_CHILD,
@@ -163,6 +163,7 @@ def selectors(document: Document) -> Claims:
         name = bundle_name(peers, class_)
         remote: set[str] = set()
         local: set[str] = set()
+        own = _claimed_here(document, pairs)
         for pair in pairs:
             tail = _tails(pair) if len(claimed[pair.remote]) > 1 else [("", "")]
             if tail == [("", "")]:
@@ -175,7 +176,7 @@ def selectors(document: Document) -> Claims:
                     raise DocumentError(f"pairs[{index}].remote", reason)
             for here, there in tail:
                 remote.add(f"{pair.remote}{there}")
-                local |= {f"{subnet}{here}" for subnet in _own_subnets(document)}
+                local |= {f"{subnet}{here}" for subnet in own}
         found[name] = (outermost(local), outermost(remote))
     for subnet, names in claimed.items():
         _refuse_ties(document, subnet, {name: _claims(subnet, *found[name]) for name in names})
@@ -240,6 +241,16 @@ def _tails(pair: Pair) -> list[tuple[str, str]]:
         return [(plain, plain)]
     ports = [f"[{protocol}/{ports}]" for ports in pair.ports]
     return [(plain, port) if pair.initiator == "local" else (port, plain) for port in ports]
+
+
+def _claimed_here(document: Document, pairs: Iterable[Pair]) -> tuple[str, ...]:
+    """Our side of a bundle. A branch claims all it has, so that a pair more touches no SA. Of a hub's LANs the other
+    hub may have one too (a subnet served by both), and would narrow the claim: there only those that the pairs name."""
+    own = _own_subnets(document)
+    if document.role != "hub":
+        return own
+    named = {pair.local for pair in pairs}
+    return tuple(one for one in own if any(covers(one, local) for local in named) or one == host(document.site_address))
 
 
 def _own_subnets(document: Document) -> tuple[str, ...]:
