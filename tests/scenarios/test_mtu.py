@@ -22,6 +22,7 @@ from cryptography.hazmat.primitives import hashes
 
 from cpe_agent.core.pathmtu import OVERHEAD
 from cpe_agent.model.condition import Status
+from cpe_controller import authorities
 from cpe_controller.pki import certificate_pem, load_key
 from tests.lab import bulk, watch
 from tests.lab.container import wait_until
@@ -184,9 +185,9 @@ def test_that_ike_needs_no_large_packets(lab: Lab) -> None:
 
 def _enlarge_certificate(lab: Lab, site: str) -> None:
     """Give a site a certificate with the same contents and some 2,500 bytes more, as a chain of authorities has."""
-    root = load_key(lab.path(f"{CONTROLLER_STATE}/root.key").read_bytes())
+    issuer = authorities.sites(lab.path(CONTROLLER_STATE))
     path = lab.path(f"/run/{site}/certificate.pem")
-    small = x509.load_pem_x509_certificate(path.read_bytes())
+    small, *chain = x509.load_pem_x509_certificates(path.read_bytes())
     builder = (
         x509.CertificateBuilder()
         .issuer_name(small.issuer)
@@ -201,7 +202,8 @@ def _enlarge_certificate(lab: Lab, site: str) -> None:
     # An octet string, which nobody has to understand.
     content = bytes([4, 130, *_PADDING_BYTES.to_bytes(2, "big")]) + bytes(_PADDING_BYTES)
     padding = x509.UnrecognizedExtension(x509.ObjectIdentifier("1.3.6.1.4.1.99999.1"), content)
-    path.write_bytes(certificate_pem(builder.add_extension(padding, critical=False).sign(root, hashes.SHA256())))
+    large = builder.add_extension(padding, critical=False).sign(issuer.key, hashes.SHA256())
+    path.write_bytes(b"".join(certificate_pem(certificate) for certificate in (large, *chain)))
 
 
 def _fits(lab: Lab, kind: str) -> int:
