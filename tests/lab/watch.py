@@ -59,6 +59,12 @@ def all_up(report: Status) -> bool:
     )
 
 
+def confirmed(report: Status) -> bool:
+    """It has a document that is no longer on trial."""
+    pending = any(condition.type == "DocumentPending" for condition in report.conditions)
+    return report.document_version is not None and not pending
+
+
 def wait_all_up(
     lab: Lab, timeout_s: float, sites: Iterable[str] | None = None, heard: Callable[[Status], None] | None = None
 ) -> None:

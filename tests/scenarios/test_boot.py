@@ -37,6 +37,8 @@ def lab() -> Iterator[Lab]:
         provision(running)
         running.start()
         watch.wait_all_up(running, UP_S)
+        for name in running.sites:
+            watch.wait_for(running, name, "its document is confirmed", watch.confirmed, UP_S)
         yield running
 
 
@@ -69,11 +71,9 @@ def _cut_power(site: RunningSite) -> None:
     site.run("nft", "flush", "ruleset")
     for family in ("-4", "-6"):
         site.run("ip", family, "route", "flush", "table", "all", "protocol", str(OURS), check=False)
-        while "110:" in (listed := site.run("ip", family, "rule").stdout) or any(
-            f"{p}:" in listed for p in range(110, 150)
-        ):
-            priority = next(p for p in range(110, 150) if f"{p}:" in listed)
-            site.run("ip", family, "rule", "del", "priority", str(priority))
+        for line in site.run("ip", family, "rule").stdout.splitlines():
+            if 110 <= int(priority := line.partition(":")[0]) < 200:
+                site.run("ip", family, "rule", "del", "priority", priority)
         site.run("ip", family, "addr", "flush", "dev", "lo", "to", "10.255.0.0/16", check=False)
 
 

@@ -68,6 +68,7 @@ class Observed:
         """Let the agent mend everything, then stop it."""
         self.site.agent.start()
         watch.wait_for(self.lab, SITE, "is up", watch.all_up, UP_S)
+        watch.wait_for(self.lab, SITE, "its document is confirmed", watch.confirmed, UP_S)
         wait_until(f"{SITE} is in sync", lambda: not self.differences(), UP_S, 0.1)
         self.site.agent.stop()
         assert not self.differences()
