@@ -31,7 +31,7 @@ check: bootstrap ## lint, format, types, who may import whom
 	$(VENV)/mypy $(CODE)
 	$(VENV)/lint-imports --no-logo
 
-test: check ## check, then every test (at most 10 minutes)
+test: check ## check, then every test (a quarter of an hour)
 	$(VENV)/python -m pytest -n 2 --dist loadfile
 
 guest-bootstrap: # also what an emulated computer with a kernel of its own needs
