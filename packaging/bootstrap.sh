@@ -1,7 +1,7 @@
 #!/bin/bash
 # Makes this checkout runnable on a Debian that has nothing but git and make: the Debian packages of apt-packages.txt, and a
 # virtual environment in .venv with the Python packages of setup.cfg. With the word "guest" also what an emulated computer
-# needs (apt-packages-guest.txt). Says what it does; does nothing when all is there.
+# needs (apt-packages-guest.txt), with "deb" what building packages does (apt-packages-deb.txt). Says what it does; does nothing when all is there.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -34,6 +34,7 @@ fingerprint() {
 
 wanted_packages() {
     local files=("$PACKAGES_FILE")
+    [ "$FOR" != deb ] || files+=("$HERE/apt-packages-deb.txt")
     if [ "$FOR" = guest ]; then
         files+=("$GUEST_PACKAGES_FILE")
         # From Debian 13 on the file server is a package of its own.
