@@ -63,8 +63,8 @@ def model_error(bench: Bench) -> list[float]:
     for site, version in versions.items():
         # A hub calls IKE_SAs that were made under its old settings out of sync.
         watch.wait_for(bench.lab, site, "it obeys", partial(_has, version), UP_S)
-    # A hub asks for life as it was told when the IKE_SA was made: they are all made anew, and the old ones ended, or a hub
-    # would still ask for them, eleven times each, while bytes are counted.
+    # A hub asks for life as it was told when the IKE_SA was made: all are made anew. The old ones are ended, or the
+    # hubs would still end them, with eleven packets each, while bytes are counted.
     branch = bench.lab.site(SITE)
     branch.charon.stop()
     branch.start_charon()
