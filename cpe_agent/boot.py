@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from cpe_agent import app
+from cpe_agent import comparison
 from cpe_agent.core import firewall, routes
 from cpe_agent.core.compile import Site, compile_dataplane
 from cpe_agent.core.wanted_ruleset import ruleset
@@ -51,9 +51,9 @@ def boot(settings: Settings, charon_group: str | None) -> Booted:
     document: Document | None = None
     reason = ""
     try:
-        settings = app.settled(settings)
-        document = app.stored_document(settings)
-    except app.NoDocument as error:
+        settings = comparison.settled(settings)
+        document = comparison.stored_document(settings)
+    except comparison.NoDocument as error:
         reason = str(error)
     lifted_s = _lift_clock(settings, document)
     _write_charon_conf(settings, backend, charon_group)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from cpe_agent import __version__, app, boot, down, newcomer
+from cpe_agent import __version__, app, boot, comparison, down, newcomer
 from cpe_agent.arguments import USAGE, parser
 from cpe_agent.core.enrolment import TokenError
 from cpe_agent.listing import render_drills, render_preview, render_verification
@@ -100,8 +100,8 @@ def _printed(report: Callable[[], tuple[int, str]]) -> int:
 
 def _verify(configured: Settings, as_json: bool) -> tuple[int, str]:
     try:
-        found = app.verify(configured)
-    except app.NoDocument as error:
+        found = comparison.verify(configured)
+    except comparison.NoDocument as error:
         return _failed(f"cannot verify: {error}", NOT_VERIFIED), ""
     except EdgeError as error:
         return _failed(f"cannot verify: {error}", NOT_VERIFIED), ""
@@ -111,12 +111,12 @@ def _verify(configured: Settings, as_json: bool) -> tuple[int, str]:
 def _plan(configured: Settings, file: Path | None, as_json: bool) -> tuple[int, str]:
     try:
         candidate = None if file is None else _read(file)
-        planned = app.plan(configured, candidate)
+        planned = comparison.plan(configured, candidate)
     except OSError as error:
         return _failed(f"{file} cannot be read: {error.strerror}", NO_INPUT), ""
     except DocumentError as error:
         return _failed(f"{file or 'the stored document'}: {error}", BAD_DATA), ""
-    except app.NoDocument as error:
+    except comparison.NoDocument as error:
         return _failed(f"nothing to plan: {error}", NOT_VERIFIED), ""
     except EdgeError as error:
         return _failed(str(error), UNAVAILABLE), ""

@@ -10,7 +10,7 @@ from __future__ import annotations
 import msgspec
 import trio
 
-from cpe_agent import app
+from cpe_agent import comparison
 from cpe_agent.core import routes, tunnels
 from cpe_agent.edge import control, ipsec
 from cpe_agent.edge.identity import load_identity
@@ -67,7 +67,7 @@ async def _take_down(settings: Settings) -> TakenDown:
 async def _end_tunnels(settings: Settings) -> int:
     """How many IKE_SAs were ended."""
     identity, backend = load_identity(settings.certificate, settings.key), ipsec.resolve(settings.backend)
-    charon = app.charon_port(settings, identity, backend)
+    charon = comparison.charon_port(settings, identity, backend)
     try:
         held = await charon.read()
         ends: tuple[TunnelOp, ...] = tuple(TerminateIke(sa.unique_id, force=False) for sa in held.ike_sas)

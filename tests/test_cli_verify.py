@@ -10,7 +10,7 @@ import pytest
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
-from cpe_agent import app, cli
+from cpe_agent import cli, comparison
 from cpe_agent.core.preview import Operation, Preview, Stage
 from cpe_agent.edge.store import FileStore
 from cpe_agent.listing import render_preview, render_verification
@@ -70,7 +70,7 @@ class TestVerify:
         found: Verification,
         code: int,
     ) -> None:
-        monkeypatch.setattr(app, "verify", lambda settings: found)
+        monkeypatch.setattr(comparison, "verify", lambda settings: found)
         assert cli.main(["verify", "-c", config]) == code
         assert capsys.readouterr() == (render_verification(found), "")
         assert cli.main(["verify", "--json", "-c", config]) == code
@@ -113,7 +113,7 @@ class TestVerify:
         def refuse(settings: Settings) -> Verification:
             raise EdgeError("nftables", "list", "Operation not permitted")
 
-        monkeypatch.setattr(app, "verify", refuse)
+        monkeypatch.setattr(comparison, "verify", refuse)
         assert self._refused(config, capsys) == "nftables: list: Operation not permitted"
 
     @staticmethod
@@ -152,7 +152,7 @@ class TestPlan:
             asked.append(candidate)
             return PLANNED
 
-        monkeypatch.setattr(app, "plan", plan)
+        monkeypatch.setattr(comparison, "plan", plan)
         assert cli.main(["plan", str(file), "-c", config]) == 0
         assert cli.main(["plan", "--json", "-c", config]) == 0
         assert asked == [RAW, None]

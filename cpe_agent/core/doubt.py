@@ -3,8 +3,10 @@
 Pure: one `Doubt` per active path. Theory of operation: a missed round is the first sign of a failure, and almost
 always of nothing. So it buys a few seconds of closer looks: extra rounds on the path itself, which show a loss of a few
 percent in that time, and the quick pace on the standby paths, so that who takes over after a verdict has answered just
-now. A path that loses a packet now and then must not empty the SIM card of its standby: it makes that be asked ever
-more rarely, but for a second miss in a row, which asks at once.
+now. A path that loses a packet now and then must not cost its standbys much: it makes them be asked ever more
+rarely, but for a second miss in a row, which asks at once. And it must not empty a SIM card: the best of wires lose one
+packet in ten thousand, which is one every quarter of an hour. So those on metered uplinks are asked only while the
+misses in a row are `serious`: they still answer before the verdict, and the next answer of the active path ends it.
 
 | doubt    | event                                       | new doubt | standbys are asked         |
 |----------|---------------------------------------------|-----------|----------------------------|
@@ -55,19 +57,24 @@ class Doubt(msgspec.Struct, frozen=True):
         return now < self.until
 
 
+def serious(missed_in_row: int, misses: int) -> bool:
+    """Is that no chance any more, so that who could take over is to be asked, whatever it costs?"""
+    return missed_in_row >= min(SERIOUS, misses)
+
+
 def step(doubt: Doubt, missed_in_row: int, misses: int, gaps: int, now: float) -> Doubt:
     """One look at the path's rounds. `gaps`: of its window."""
-    serious = missed_in_row >= min(SERIOUS, misses)
+    grave = serious(missed_in_row, misses)
     if doubt.holds(now):
-        if serious and not doubt.asks:
+        if grave and not doubt.asks:
             return _asking(doubt, now)
         # It may not end in the middle of a failure.
-        return doubt if not serious else msgspec.structs.replace(doubt, until=max(doubt.until, now + DOUBT_S / 2))
-    if not missed_in_row or (now < doubt.rest_until and not serious and gaps < GAPS):
+        return doubt if not grave else msgspec.structs.replace(doubt, until=max(doubt.until, now + DOUBT_S / 2))
+    if not missed_in_row or (now < doubt.rest_until and not grave and gaps < GAPS):
         return doubt
     until = now + DOUBT_S
     doubt = msgspec.structs.replace(doubt, until=until, rest_until=until + REST_S, asks=False)
-    return _asking(doubt, now) if serious or now >= doubt.ask_again_at else doubt
+    return _asking(doubt, now) if grave or now >= doubt.ask_again_at else doubt
 
 
 def _asking(doubt: Doubt, now: float) -> Doubt:

@@ -33,14 +33,16 @@ So a clock that is wrong for a while, either way, costs no byte and forgives non
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Mapping
 
 import msgspec
 
-from cpe_agent.core.budget import Budget
+from cpe_agent.core.budget import Budget, budget
 from cpe_agent.core.obey import Clock
+from cpe_agent.core.uplinks import interfaces
 from cpe_agent.model.condition import Condition
-from cpe_agent.model.document import Uplink
-from cpe_agent.model.observed import LinkBytes, LinkCounters
+from cpe_agent.model.document import Document, Uplink
+from cpe_agent.model.observed import LinkBytes, LinkCounters, Links
 from cpe_agent.model.usage import Life, Usage
 
 # What a clock that errs several times can come back to.
@@ -77,12 +79,36 @@ def next_month(budget_day: int, month: str) -> str:
     return month_of(budget_day, dt.date.fromisoformat(month) + dt.timedelta(days=32))
 
 
+def counted(
+    usages: Mapping[str, Usage], document: Document, links: Links, counters: LinkCounters, now_s: float
+) -> dict[str, Usage]:
+    """Every uplink's usage after a look at `counters`. `now_s`: what the wall clock says."""
+    # What the controller has signed has passed; a clock that says less is wrong.
+    floor = document.issued_at.timestamp()
+    clock = Clock(max(now_s, floor), trusted=now_s >= floor)
+    bound = interfaces(document, links)
+    # An uplink that the document has dropped may come back: what it has used stays used.
+    found = dict(usages)
+    for name, uplink in document.uplinks.items():
+        found[name] = step(found.get(name), bound.get(name), counters, uplink.budget_day, clock)
+    return found
+
+
+def budgets(usages: Mapping[str, Usage], document: Document) -> dict[str, Budget]:
+    """Of each metered uplink."""
+    return {
+        name: budget(usages[name].month_bytes if name in usages else 0, uplink.monthly_bytes)
+        for name, uplink in document.uplinks.items()
+        if uplink.monthly_bytes is not None
+    }
+
+
 def conditions(
-    uplinks: dict[str, Uplink], usages: dict[str, Usage], budgets: dict[str, Budget]
+    uplinks: dict[str, Uplink], usages: dict[str, Usage], levels: dict[str, Budget]
 ) -> tuple[Condition, ...]:
     """What the operator must know of budgets that run out."""
     found = []
-    for name, level in sorted(budgets.items()):
+    for name, level in sorted(levels.items()):
         usage, uplink = usages.get(name), uplinks.get(name)
         if level is Budget.FREE or usage is None or uplink is None or uplink.monthly_bytes is None:
             continue

@@ -115,6 +115,7 @@ def _element(set_name: str, element: str, pair_of: Mapping[str, str]) -> str:
 
 def _tunnels(wanted: Dataplane, charon: Charon, to_the_end: bool) -> list[Operation]:
     asked = with_active(wanted.tunnels, wanted.bundles, _active(wanted, charon), frozenset())
+    asked = msgspec.structs.replace(asked, barred=wanted.tunnels.barred)
     if not to_the_end:
         return [_tunnel(op, charon) for op in tunnels.step(asked, charon, {}, 0.0).ops]
     found: list[Operation] = []

@@ -2,7 +2,9 @@
 
 In: the wanted `Tunnels` and bundles, and charon's own account. Out: what differs, in words. Pure. A dialled path must
 have its IKE_SA and probe CHILD_SA, and each bundle one path that carries it; which one is steering's choice, and not
-the document's. What a peer dials may be there or not, and be narrower than what we would agree to, but never wider.
+the document's. A bundle that is `barred` may be carried by none, and none is to be carried on a path that is not among
+its own: those are what its class may use, as far as the monthly bytes of their uplinks go. What a peer dials may be
+there or not, and be narrower than what we would agree to, but never wider.
 
 An IKE_SA in DELETING has been ended already, and charon keeps it only until its peer has answered or the whole
 retransmission cycle is over, which is minutes if the address under it has gone. It is no difference that it is there:
@@ -44,7 +46,8 @@ def tunnels(wanted: Tunnels, bundles: Iterable[Bundle], charon: Charon) -> Itera
         if connection.path is not None:
             yield from _path(connection, held.get(connection.name, []))
     for bundle in bundles:
-        yield from _bundle(bundle, (sa for sas in held.values() for sa in sas))
+        barred = bundle.child in wanted.barred
+        yield from _bundle(bundle, (sa for sas in held.values() for sa in sas), barred)
 
 
 def connection_differences(
@@ -137,7 +140,7 @@ def _path(connection: Connection, sas: list[IkeSa]) -> Iterator[tuple[Kind, str]
         yield Kind.MISSING, f"path {connection.stem}: no probe CHILD_SA"
 
 
-def _bundle(bundle: Bundle, sas: Iterable[IkeSa]) -> Iterator[tuple[Kind, str]]:
+def _bundle(bundle: Bundle, sas: Iterable[IkeSa], barred: bool) -> Iterator[tuple[Kind, str]]:
     carrying = sorted(
         {
             stem_of(sa.connection)
@@ -146,10 +149,14 @@ def _bundle(bundle: Bundle, sas: Iterable[IkeSa]) -> Iterator[tuple[Kind, str]]:
             if child.name == bundle.child and child.installed and Path.parse(stem_of(sa.connection))
         }
     )
-    if not carrying:
+    if not carrying and not barred:
         yield Kind.MISSING, f"bundle {bundle.name}: no CHILD_SA carries it"
     elif len(carrying) > 1:
         yield Kind.FOREIGN, f"bundle {bundle.name}: carried on more than one path ({', '.join(carrying)})"
+    usable = {str(path) for path in bundle.paths}
+    for stem in carrying:
+        if stem not in usable:
+            yield Kind.FOREIGN, f"bundle {bundle.name}: carried on {stem}, whose uplink it may not use (any more)"
 
 
 def _list(selectors: Iterable[str]) -> str:

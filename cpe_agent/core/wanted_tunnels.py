@@ -113,6 +113,7 @@ def probes(document: Document, uplinks: Iterable[ResolvedUplink]) -> tuple[Probe
                         pace.active_interval_ms / 1000,
                         pace.standby_interval_ms / 1000,
                         pace.misses,
+                        _metered(document, uplink),
                     )
                 )
     return tuple(sorted(found))
@@ -130,8 +131,11 @@ def grouped(document: Document) -> dict[tuple[tuple[str, ...], str], list[Pair]]
 
 def _may_use(document: Document, class_: str, uplink: ResolvedUplink) -> bool:
     asked = document.classes.get(class_)
-    metered = uplink.kind == METERED or document.uplinks[uplink.name].monthly_bytes is not None
-    return not (asked and asked.metered == "never" and metered)
+    return not (asked and asked.metered == "never" and _metered(document, uplink))
+
+
+def _metered(document: Document, uplink: ResolvedUplink) -> bool:
+    return uplink.kind == METERED or document.uplinks[uplink.name].monthly_bytes is not None
 
 
 def _preferred(document: Document, class_: str, uplinks: Iterable[ResolvedUplink]) -> list[ResolvedUplink]:

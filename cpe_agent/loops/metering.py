@@ -18,9 +18,7 @@ from typing import Protocol
 import trio
 
 from cpe_agent.core import metering, overhead
-from cpe_agent.core.budget import Budget, budget
-from cpe_agent.core.obey import Clock
-from cpe_agent.core.uplinks import interfaces
+from cpe_agent.core.budget import Budget
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells
@@ -104,32 +102,18 @@ class Metering:
             self._save(now)
 
     def _count(self, document: Document, links: Links, counters: LinkCounters) -> None:
-        clock = self._clock(document)
-        bound = interfaces(document, links)
-        # An uplink that the document has dropped may come back: what it has used stays used.
-        counted = dict(self._usages)
-        for name, uplink in document.uplinks.items():
-            before = counted.get(name)
-            counted[name] = metering.step(before, bound.get(name), counters, uplink.budget_day, clock)
-            if before is not None and counted[name].month != before.month:
-                log.info("budget_month_began", uplink=name, month=counted[name].month)
-        self._usages = counted
-
-    def _clock(self, document: Document) -> Clock:
-        # What the controller has signed has passed; a clock that says less is wrong.
-        floor, now = document.issued_at.timestamp(), self._wall_clock()
-        return Clock(max(now, floor), trusted=now >= floor)
+        before = self._usages
+        self._usages = metering.counted(before, document, links, counters, self._wall_clock())
+        for name, usage in self._usages.items():
+            if name in before and usage.month != before[name].month:
+                log.info("budget_month_began", uplink=name, month=usage.month)
 
     def _publish(self, document: Document | None) -> None:
         self._cells.usages.set(self._usages)
         if document is None:
             return
         before = self._cells.budgets.value
-        levels: dict[str, Budget] = {}
-        for name, uplink in document.uplinks.items():
-            usage = self._usages.get(name)
-            if uplink.monthly_bytes is not None:
-                levels[name] = budget(usage.month_bytes if usage else 0, uplink.monthly_bytes)
+        levels = metering.budgets(self._usages, document)
         for name, level in levels.items():
             if level is not before.get(name, Budget.FREE):
                 log.info("budget_changed", uplink=name, state=level.value)

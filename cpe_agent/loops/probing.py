@@ -6,7 +6,8 @@ paths, in step (rounds are due at multiples of their interval), since it is the 
 | a path is probed at    | while                                                                        |
 |------------------------|------------------------------------------------------------------------------|
 | its active interval    | it carries a bundle; or no verdict is found yet; or it missed its last round |
-| its active interval    | a bundle's active path is in doubt (`core.doubt`) and it could take over     |
+| its active interval    | a bundle's active path is in doubt (`core.doubt`) and it could take over; on |
+|                        | a metered uplink only while that path has missed more than one in a row      |
 | that, and extra rounds | it carries a bundle and is in doubt, or steering wants it measured           |
 | its standby interval   | otherwise                                                                    |
 
@@ -154,8 +155,11 @@ class Probing:
         plan = self._cells.plan.value
         found = set(self._cells.measure.value)
         for bundle in plan.dataplane.bundles if plan and asking else ():
-            if self._cells.active.value.get(bundle.name) in asking:
-                found.update(bundle.paths)
+            active = self._cells.active.value.get(bundle.name)
+            if active in asking:
+                grave = doubt.serious(self.tracks[active].missed_in_row, self.tracks[active].misses)
+                lanes = (self._lanes[path] for path in bundle.paths if path in self._lanes)
+                found.update(lane.probe.path for lane in lanes if grave or not lane.probe.metered)
         return frozenset(found)
 
     def _due(self, lane: _Lane, now: float) -> tuple[float, float]:

@@ -225,7 +225,8 @@ class Routes(msgspec.Struct, frozen=True):
 
 
 class Probe(msgspec.Struct, frozen=True, order=True):
-    """How a path is probed: echo from `source` to `probe_address` and `ready_address`, inside the path."""
+    """How a path is probed: echo from `source` to `probe_address` and `ready_address`, inside the path. `metered`: each
+    byte is paid for."""
 
     path: Path
     source: str
@@ -234,6 +235,7 @@ class Probe(msgspec.Struct, frozen=True, order=True):
     active_interval_s: float
     standby_interval_s: float
     misses: int
+    metered: bool = False
 
 
 class Bundle(msgspec.Struct, frozen=True):

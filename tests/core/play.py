@@ -35,6 +35,7 @@ class Road:
     ike: bool = True
     ready: bool = True
     standby_s: float = 1.0
+    metered: bool = False
     asleep_s: float = 0.0
 
 
@@ -147,7 +148,10 @@ class Play:
 
     def _interval(self, path: Path) -> float:
         asking = {p for p, one in self._doubts.items() if one.asks and one.holds(self.now)}
+        grave = {p for p in asking if doubt.serious(self.tracks[p].missed_in_row, MISSES)}
         asked = {p for b in self.bundles if self.active.get(b.name) in asking for p in b.paths}
+        if self.roads[path].metered:
+            asked = {p for b in self.bundles if self.active.get(b.name) in grave for p in b.paths}
         track = self.tracks[path]
         quick = path in self.active.values() or path in asked or path in self.steering.measure
         quick = quick or track.state is not State.UP or track.missed_in_row > 0

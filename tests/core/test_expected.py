@@ -9,11 +9,12 @@ from cpe_agent.core.compile import compile_dataplane
 from cpe_agent.core.expected import expected
 from cpe_agent.core.pathmtu import LADDER
 from cpe_agent.core.return_routes import return_routes
+from cpe_agent.core.verify_tunnels import tunnels
 from cpe_agent.core.wanted_ruleset import answers
 from cpe_agent.model.dataplane import MAIN, METRIC_RETURN, Backend, Dataplane, Route, Routes, Ruleset
-from cpe_agent.model.document import Document, Lan
+from cpe_agent.model.document import Class, Document, Lan
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, Links
-from tests.core.documents import BRANCH, CENTRE_LAN, HUB, HUB_LINKS, LINKS, OWN_LAN, branch, hub, link
+from tests.core.documents import BRANCH, CENTRE_LAN, HUB, HUB_LINKS, LINKS, OWN_LAN, branch, hub, link, pair
 
 SERVING, _ = compile_dataplane(hub(), HUB_LINKS, HUB, ready=True)
 SILENT, _ = compile_dataplane(hub(), HUB_LINKS, HUB, ready=False)
@@ -94,3 +95,57 @@ def test_a_size_that_the_daemon_tries_may_be_there_and_no_other(size: int, stays
     found, conditions = expected(branch(), LINKS, BRANCH, False, living, wanted.ruleset, None)
     assert found.routes == (living if stays else wanted.routes)
     assert found == msgspec.structs.replace(wanted, routes=found.routes) and conditions == obstacles
+
+
+# --- A budget that is spent ---
+
+
+def told_of_bundles(metered: str, spent: set[str], up: set[str], carried_by: str | None) -> list[str]:
+    """What `verify` says of bundles. `up`: uplinks over which charon has paths; `carried_by`: the one with traffic."""
+    needs = Class(metered=metered)  # type: ignore[arg-type]
+    document = branch(pairs=(pair("web", CENTRE_LAN, "centre", class_="frugal"),), classes={"frugal": needs})
+    wanted, _ = compile_dataplane(document, LINKS, BRANCH)
+    (bundle,) = wanted.bundles
+    place = next((path for path in bundle.paths if path.uplink == carried_by), None)
+    sas = []
+    for number, connection in enumerate(wanted.tunnels.connections):
+        if connection.path is None or connection.path.uplink not in up:
+            continue
+        held = ("probe", bundle.child) if connection.path == place else ("probe",)
+        children = tuple(
+            ChildSa(child.name, 10 * number + nth, "INSTALLED", child.local_ts, child.remote_ts)
+            for nth, child in enumerate(connection.children)
+            if child.name in held
+        )
+        sas.append(IkeSa(connection.name, number, "ESTABLISHED", True, children=children))
+    charon = Charon({}, tuple(sas), True)
+    asked, _ = expected(document, LINKS, BRANCH, False, wanted.routes, wanted.ruleset, charon, spent)
+    return [what for _, what in tunnels(asked.tunnels, asked.bundles, charon) if what.startswith("bundle ")]
+
+
+NOBODY = ["bundle centre/frugal: no CHILD_SA carries it"]
+TOO_LONG = ["bundle centre/frugal: carried on lte.centre.a, whose uplink it may not use (any more)"]
+
+
+@pytest.mark.parametrize(
+    ("metered", "spent", "up", "carried_by", "told"),
+    [
+        ("budget", {"lte"}, {"lte"}, None, []),
+        ("budget", {"lte", "wired"}, {"lte", "wired"}, None, []),
+        # It stays off a spent uplink, and only there.
+        ("budget", {"lte"}, {"lte"}, "lte", TOO_LONG),
+        ("budget", {"lte"}, {"lte", "wired"}, "wired", []),
+        # The daemon may know that the wired path is dead. Nobody else does.
+        ("budget", {"lte"}, {"lte", "wired"}, None, NOBODY),
+        ("budget", set(), {"lte"}, None, NOBODY),
+        # It never uses that uplink: no budget keeps it from anything.
+        ("never", {"lte"}, {"lte"}, None, NOBODY),
+        ("budget", set(), {"lte"}, "lte", []),
+        ("always", {"lte"}, {"lte"}, None, NOBODY),
+        ("always", {"lte"}, {"lte"}, "lte", []),
+    ],
+)
+def test_a_bundle_whose_budget_is_spent(
+    metered: str, spent: set[str], up: set[str], carried_by: str | None, told: list[str]
+) -> None:
+    assert told_of_bundles(metered, spent, up, carried_by) == told

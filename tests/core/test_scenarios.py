@@ -257,6 +257,33 @@ def test_that_the_candidates_are_asked_as_soon_as_the_active_path_misses() -> No
     assert p.moved() == [("shared", WIRED2, "path_down_probes")], "the first that has answered just now"
 
 
+@pytest.mark.parametrize("loss", [0.001, 0.01])
+def test_that_a_sim_card_pays_nothing_for_what_a_wire_loses_by_chance(loss: float) -> None:
+    p = Play((both_hubs(), one()))
+    for path in (LTE, LTE2):
+        p.roads[path].standby_s, p.roads[path].metered = 120.0, True
+    p.run(120.0)
+    asked = dict(p.rounds)
+    for path in (WIRED, WIRED2):
+        p.roads[path].loss = loss
+    p.run(120.0 + 1800.0)
+    for path in (LTE, LTE2):
+        # Fifteen regular ones; two misses in a row are rare, and cost a round or two.
+        assert p.rounds[path] - asked[path] <= (16 if loss < 0.01 else 25)
+
+
+def test_that_a_metered_standby_is_asked_before_the_verdict() -> None:
+    p = Play((both_hubs(),))
+    for path in (LTE, LTE2):
+        p.roads[path].standby_s, p.roads[path].metered = 60.0, True
+    p.run(65.0)
+    p.roads[LTE].up = False
+    p.run(70.0)
+    p.roads[WIRED].up = False
+    p.run(70.0 + VERDICT_S)
+    assert p.moved() == [("shared", WIRED2, "path_down_probes")], "its modem died long ago, and is not taken for alive"
+
+
 def test_that_a_standby_is_asked_little_while_all_is_well_and_after_single_misses() -> None:
     p = Play((one(),))
     p.roads[LTE].standby_s = 60.0

@@ -54,7 +54,7 @@ class Wire:
 @dataclass(frozen=True)
 class Packet:
     """`from_site`: the site sent it, not the machine at the far end. `port`: the destination's, None if it has none.
-    Of an ARP message `source` is who asks, and `to` who is asked for."""
+    Of an ARP message `source` is who asks, and `to` who is asked for. `head`: the first bytes from the IP header on."""
 
     wire: Wire
     at_ns: int  # CLOCK_MONOTONIC
@@ -63,6 +63,7 @@ class Packet:
     to: Address
     protocol: int | None  # None: ARP
     port: int | None
+    head: bytes = field(default=b"", compare=False, repr=False)
 
     def __str__(self) -> str:
         what = "ARP" if self.protocol is None else f"protocol {self.protocol}"
@@ -138,7 +139,7 @@ def _packet(wire: Wire, at_ns: int, from_site: bool, protocol: int, head: bytes)
     to: Address
     if protocol == _ARP:
         source, to = ipaddress.IPv4Address(head[14:18]), ipaddress.IPv4Address(head[24:28])
-        return Packet(wire, at_ns, from_site, source, to, None, None)
+        return Packet(wire, at_ns, from_site, source, to, None, None, head)
     if protocol == _IPV4:
         length, fragment, inner = (head[0] & 0xF) * 4, struct.unpack("!H", head[6:8])[0], head[9]
         source, to = ipaddress.IPv4Address(head[12:16]), ipaddress.IPv4Address(head[16:20])
@@ -151,4 +152,4 @@ def _packet(wire: Wire, at_ns: int, from_site: bool, protocol: int, head: bytes)
     port = None
     if inner in _WITH_PORTS and whole:
         port = int(struct.unpack("!H", head[length + 2 : length + 4])[0])
-    return Packet(wire, at_ns, from_site, source, to, inner, port)
+    return Packet(wire, at_ns, from_site, source, to, inner, port, head)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import random
 from dataclasses import dataclass, field
 
 import trio
@@ -71,10 +72,14 @@ class Account:
 
 
 class _Counted(FakeProber):
-    """Answers everything on `source`'s paths, and notes when and how large."""
+    """Answers everything, but for a share `losing` of what leaves over other uplinks than `spared`; notes when and how
+    large."""
 
-    def __init__(self, probes: tuple[Probe, ...]) -> None:
+    def __init__(self, probes: tuple[Probe, ...], spared: str, losing: float = 0.0) -> None:
         super().__init__()
+        self._lossy = {probe.source for probe in probes if probe.path.uplink != spared}
+        self._losing = losing
+        self._chance = random.Random(1)
         self.passed: list[tuple[float, str, str, int]] = []
         for probe in probes:
             self.addresses.add(probe.source)
@@ -85,14 +90,19 @@ class _Counted(FakeProber):
         self.passed.append((trio.current_time(), source, target, size or ECHO_BYTES))
         # A month of them is not kept twice.
         self.sent.clear()
+        if source in self._lossy and self._chance.random() < self._losing:
+            return True
         return super().send(source, target, sequence, size)
 
 
-async def simulate(document: Document, links: Links, uplink: str, seconds: float, wire: Wire) -> Account:
-    """Let the loops run for `seconds` on trio's (simulated) clock, all paths up, traffic elsewhere; then count."""
+async def simulate(
+    document: Document, links: Links, uplink: str, seconds: float, wire: Wire, losing: float = 0.0
+) -> Account:
+    """Let the loops run for `seconds` on trio's (simulated) clock, all paths up, traffic elsewhere, where a share of
+    `losing` is lost; then count."""
     dataplane = compile_dataplane(document, links, Site("x.net.cpe", Backend.USERLAND))[0]
     probes = dataplane.probes
-    cells, prober, large = Cells(), _Counted(probes), _Counted(probes)
+    cells, prober, large = Cells(), _Counted(probes, uplink, losing), _Counted(probes, uplink)
     cells.plan.set(Plan(document, dataplane, (), dict.fromkeys(document.uplinks, True)))
     carrying = {bundle.name: next(p for p in bundle.paths if p.uplink != uplink) for bundle in dataplane.bundles}
     cells.active.set(dict(carrying))

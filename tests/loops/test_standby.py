@@ -54,6 +54,15 @@ async def test_one_echo_a_round(autojump_clock: MockClock) -> None:
     assert 2 * rounds * 216 <= account.spent["probes"] <= 2 * (rounds + 3) * 216 * 1.01
 
 
+async def test_what_a_busy_wire_loses_by_chance_costs_the_sim_card_nothing(autojump_clock: MockClock) -> None:
+    document = hospital()
+    wired = msgspec.structs.replace(document.uplinks["wired"], probe=Probing(100, 1000))
+    document = msgspec.structs.replace(document, uplinks={**document.uplinks, "wired": wired})
+    quiet = await simulate(document, there(), "lte", 1200.0, Wire())
+    lossy = await simulate(document, there(), "lte", 1200.0, Wire(), losing=0.002)
+    assert lossy.spent["probes"] <= quiet.spent["probes"] + 2 * 216
+
+
 async def test_what_the_default_spares(autojump_clock: MockClock) -> None:
     """As a wired uplink is asked, the same link would cost many times as much: the model sees what it is to see."""
     document = hospital()

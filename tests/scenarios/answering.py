@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from cpe_agent import app
+from cpe_agent import comparison
 from cpe_agent.settings import load_settings
 
 
@@ -25,7 +25,7 @@ def main(config: str, path: str) -> None:
         while True:
             connection, _ = listener.accept()
             with connection:
-                report = app.compare(app.stored_document(settings), trio.run(app.look, settings))
+                report = comparison.compare(comparison.stored_document(settings), trio.run(comparison.look, settings))
                 connection.sendall(msgspec.json.encode(report))
 
 
