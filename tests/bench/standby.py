@@ -42,8 +42,8 @@ SITE, UPLINK = "hospital-1", "lte"
 ROUNDS = 8
 DEFAULT_S = 960.0
 UP_S = 120.0
-# Paths settle, are measured, and probes fall into their slow step.
-SETTLE_ROUNDS = 1
+# Paths settle, are measured, and probes fall into their slow step. Counting begins between two rounds of the model's.
+SETTLE_ROUNDS = 1.5
 
 
 def month(_runs: int, _chance: random.Random, say: Callable[[str], None]) -> list[float]:
@@ -120,6 +120,8 @@ def _introduce(lab: Lab) -> None:
         json.loads(lab.run(name, "ip", "-j", "link", "show", device).stdout)[0]["address"] for name, device, _ in ends
     ]
     for (name, device, asked), known in zip(ends, reversed(addresses), strict=True):
+        # Nor is it asked for routers.
+        lab.run(name, "sysctl", "-q", "-w", f"net.ipv6.conf.{device}.router_solicitations=0")
         lab.run(name, "ip", "neigh", "replace", str(asked), "lladdr", known, "nud", "permanent", "dev", device)
 
 

@@ -28,13 +28,13 @@ from tests.fakes.prober import FakeProber
 MONTH_S = 30 * 86400.0
 # strongswan.conf of our charon.
 KEEP_ALIVE_S = 25.0
-# Wire bytes from the outer IPv4 header on, all messages of an exchange in both directions. DPD was counted on a lab's
-# interface; the others, which are a twentieth of a month, are upper estimates from the sizes of their payloads: with a
-# key exchange each, and with certificates and the end of the old one for a replacement.
-DPD_BYTES = 2 * 89
-CHILD_REKEY_BYTES = 1100
-IKE_REKEY_BYTES = 1000
-REAUTHENTICATION_BYTES = 6500
+# Wire bytes from the outer IPv4 header on, packet by packet, as captured on a lab's link: with a key exchange each, and
+# with the end of the old one.
+DPD = (89, 89)
+CHILD_REKEY = (317, 305, 101, 101)
+IKE_REKEY = (245, 245, 97, 89)
+# As a network's own authority makes them, P-256: a certificate from each end, and the probe CHILD_SA.
+REPLACEMENT = (288, 349, 907, 800, 97, 89)
 KEEP_ALIVE_BYTES = 20 + 8 + 1
 ECHO_BYTES = 20 + 8 + 16
 RTT_S = 0.06
@@ -142,11 +142,13 @@ def _count(
     ends = int(account.wire.here) + int(natted)
     account.add("keepalives", KEEP_ALIVE_BYTES, ends * _keepalives(passed, seconds))
     patience = dpd_s(document, probe.path.uplink)
-    # An exchange is two packets.
-    account.add("DPD", DPD_BYTES / 2, 2 * _silences(passed, patience, seconds))
-    rekeys = seconds // document.ipsec.rekey_s
-    account.add("rekeying", (CHILD_REKEY_BYTES + IKE_REKEY_BYTES) / 8, 8 * rekeys)
-    account.add("replacing", REAUTHENTICATION_BYTES / 12, 12 * (seconds // document.ipsec.max_age_s))
+    rekeys, replacements = seconds // document.ipsec.rekey_s, seconds // document.ipsec.max_age_s
+    for what, packets_bytes, times in (
+        ("DPD", DPD, _silences(passed, patience, seconds)),
+        ("rekeying", CHILD_REKEY + IKE_REKEY, rekeys),
+        ("replacing", REPLACEMENT, replacements),
+    ):
+        account.add(what, sum(packets_bytes) / len(packets_bytes), len(packets_bytes) * times)
 
 
 def _keepalives(passed: list[float], seconds: float) -> int:
