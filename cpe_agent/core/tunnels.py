@@ -14,7 +14,6 @@ which they matter. Theory of operation:
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
   traffic child comes first and the probe second. One that leaves an initiation of ours unanswered is dead too, whatever
   the probes say: where the kernel does ESP, it answers them for IKE_SAs that a restarted charon has lost.
-  traffic child comes first and the probe second.
 - A traffic child through which nothing comes back is ended first and started anew then: in one IKE_SA charon refuses
   a second one like it.
 - Children that go beyond the present configuration (a LAN that was removed) are ended, on hubs too.

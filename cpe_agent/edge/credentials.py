@@ -7,7 +7,6 @@ or the other, never a key without its certificate. Private keys are made here an
 
 from __future__ import annotations
 
-import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +16,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from cpe_agent.edge.files import sync_directory, write_whole
 from cpe_agent.ports import EdgeError
 
 LINK = "identity"
@@ -50,7 +50,7 @@ class Credentials:
             except (FileNotFoundError, ValueError, TypeError):
                 key = ec.generate_private_key(ec.SECP256R1())
                 self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-                _write(path, _pem(key), 0o600)
+                write_whole(path, _pem(key), 0o600)
         except OSError as error:
             raise EdgeError("store", "make key", f"{path} cannot be written: {error.strerror}") from None
         if not isinstance(key, ec.EllipticCurvePrivateKey):
@@ -83,17 +83,17 @@ class Credentials:
         try:
             shutil.rmtree(fresh, ignore_errors=True)
             fresh.mkdir(mode=0o700, parents=True)
-            _write(fresh / KEY, key, 0o600)
-            _write(fresh / CERTIFICATE, chain_pem.encode(), 0o644)
-            _write(fresh / AUTHORITIES, cas_pem.encode(), 0o644)
-            _sync(fresh)
-            _sync(sets)
+            write_whole(fresh / KEY, key, 0o600)
+            write_whole(fresh / CERTIFICATE, chain_pem.encode(), 0o644)
+            write_whole(fresh / AUTHORITIES, cas_pem.encode(), 0o644)
+            sync_directory(fresh)
+            sync_directory(sets)
             beside = self._dir / f".{LINK}.new"
             with suppress(FileNotFoundError):
                 beside.unlink()
             beside.symlink_to(fresh.relative_to(self._dir))
             beside.replace(self._dir / LINK)
-            _sync(self._dir)
+            sync_directory(self._dir)
             (self._dir / NEXT_KEY).unlink()
             for other in sets.iterdir():
                 if other != fresh:
@@ -113,24 +113,3 @@ def _public(holder: object) -> bytes:
     spki = serialization.PublicFormat.SubjectPublicKeyInfo
     encoded: bytes = public.public_bytes(serialization.Encoding.DER, spki)
     return encoded
-
-
-def _write(path: Path, content: bytes, mode: int) -> None:
-    beside = path.with_name(f".{path.name}.new")
-    with suppress(FileNotFoundError):
-        beside.unlink()
-    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)
-    _sync(path.parent)
-
-
-def _sync(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from cpe_agent.edge.files import sync_directory
 from cpe_agent.ports import EdgeError
 
 NAME = "drills.jsonl"
@@ -47,10 +48,6 @@ class RecordFile:
                 file.flush()
                 os.fsync(file.fileno())
             if new:
-                directory = os.open(self._path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-                try:
-                    os.fsync(directory)
-                finally:
-                    os.close(directory)
+                sync_directory(self._path.parent)
         except OSError as error:
             raise EdgeError("store", "save", f"{self._path} cannot be written: {error.strerror}") from None

@@ -14,14 +14,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import os
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
+from cpe_agent.edge.files import sync_directory, write_whole
 from cpe_agent.model.confirmation import Before, Rejection
 from cpe_agent.model.document import MAX_BYTES
 from cpe_agent.model.enrolment import Enrolment
@@ -239,20 +238,9 @@ class FileStore:
 
     def _write(self, name: str, content: bytes) -> None:
         path = self._dir / name
-        # Always the same name: what a power cut leaves of it is overwritten, and never piles up.
-        beside = self._dir / f".{name}.new"
         try:
             self._dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-            # Not what somebody else may have put there: its mode, or what a link leads to.
-            with suppress(FileNotFoundError):
-                beside.unlink()
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-            self._sync_directory()
+            write_whole(path, content, 0o600)
         except OSError as error:
             raise EdgeError("store", "save", f"{path} cannot be written: {error.strerror}") from None
 
@@ -260,18 +248,11 @@ class FileStore:
         path = self._dir / name
         try:
             path.unlink()
-            self._sync_directory()
+            sync_directory(self._dir)
         except FileNotFoundError:
             return
         except OSError as error:
             raise EdgeError("store", "save", f"{path} cannot be removed: {error.strerror}") from None
-
-    def _sync_directory(self) -> None:
-        descriptor = os.open(self._dir, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _header(document: SignedDocument) -> _Header:
