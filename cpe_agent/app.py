@@ -6,6 +6,7 @@ The data plane stays when the daemon goes: tunnels, rules and routes belong to t
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import sys
 
@@ -33,6 +34,7 @@ from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.prober import IcmpProber
 from cpe_agent.edge.records import RecordFile
 from cpe_agent.edge.store import FileStore
+from cpe_agent.edge.systemd import ServiceSocket
 from cpe_agent.log import configure, get_logger
 from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
@@ -40,6 +42,7 @@ from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.drill import Drills
 from cpe_agent.loops.follow import Follower
+from cpe_agent.loops.heartbeat import Heartbeat
 from cpe_agent.loops.ipsec import keep_ipsec
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.metering import Metering
@@ -70,6 +73,8 @@ SWITCH_S = 0.0005
 def run(settings: Settings) -> int:
     """Live until SIGTERM or SIGINT. Raises `EdgeError` when identity or kernel make a start impossible."""
     configure(settings.log, settings.log_level)
+    # A stuck agent is ended by SIGABRT: where it was stuck is worth knowing.
+    faulthandler.enable()
     sys.setswitchinterval(SWITCH_S)
     trio.run(_run, settings)
     return 0
@@ -117,15 +122,19 @@ def check_drills(lines: tuple[bytes, ...]) -> str:
 
 
 async def _run(settings: Settings) -> None:
+    service = ServiceSocket()
+    heartbeat = Heartbeat(service)
     if settings.enrols:
-        enrolment = await enrolled(settings)
+        enrolment = await enrolled(settings, heartbeat)
         if enrolment is None:
+            heartbeat.ending()
             return
         settings = settings.enrolled(enrolment)
-    await _live(settings)
+    await _live(settings, heartbeat)
+    service.close()
 
 
-async def _live(settings: Settings) -> None:
+async def _live(settings: Settings, heartbeat: Heartbeat) -> None:
     identity = load_identity(settings.certificate, settings.key)
     backend = ipsec.resolve(settings.backend)
     cells = Cells()
@@ -183,6 +192,7 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(PathMtus(cells, mtu_prober).run)
         nursery.start_soon(reconciler.run)
         nursery.start_soon(reporter.run)
+        nursery.start_soon(heartbeat.run, reporter.line, reconciler.progress.last)
         if backend is Backend.KERNEL:
             nursery.start_soon(keep_ipsec, cells, KernelIpsecPort(), charon, reconciler.bell)
         await reconciler.firewall_seen_to.wait()
@@ -193,6 +203,8 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(renewer.run)
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, reporter.status)
+        heartbeat.began()
+    heartbeat.ending()
     in_force.stopped()
     await prober.aclose()
     await lan_prober.aclose()

@@ -33,7 +33,7 @@ from cpe_agent.model.usage import Usage
 
 class EdgeError(Exception):
     """The outside world refused: `target` (charon, nftables, netlink, ipsec, controller, store, prober, identity,
-    control, metrics, kernel), `op`, and `cause` in words."""
+    control, metrics, kernel, systemd), `op`, and `cause` in words."""
 
     def __init__(self, target: str, op: str, cause: str) -> None:
         super().__init__(f"{target}: {op}: {cause}")
@@ -172,6 +172,16 @@ class RecordPort(Protocol):
 
     def append(self, line: bytes) -> None:
         """Written and on the disk when this returns."""
+
+
+class ServicePort(Protocol):
+    """The service manager that has started the agent; there may be none. Synchronous, and never waits."""
+
+    watchdog_s: float | None
+    """For so long it waits for a sign of life; None: it does not."""
+
+    def tell(self, lines: Sequence[str]) -> None:
+        """Tell it all of `lines` ("NAME=value"). Raises `EdgeError`."""
 
 
 class EarlyPort(Protocol):
