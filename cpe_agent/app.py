@@ -20,6 +20,7 @@ from cpe_agent.core.certificate import Life
 from cpe_agent.core.compile import Site
 from cpe_agent.edge import ipsec
 from cpe_agent.edge.box import box
+from cpe_agent.edge.charon_care import CharonCare
 from cpe_agent.edge.connector import TcpConnector
 from cpe_agent.edge.control import ask, serve_control
 from cpe_agent.edge.controller import HttpsController
@@ -38,6 +39,7 @@ from cpe_agent.edge.systemd import ServiceSocket
 from cpe_agent.log import configure, get_logger
 from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.charon_care import care_for_charon
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.drill import Drills
@@ -143,6 +145,7 @@ async def _live(settings: Settings, heartbeat: Heartbeat) -> None:
     mtu_prober = IcmpProber(whole=True)
     early = EarlyEsp()
     charon = charon_port(settings, identity, backend)
+    charon_care = CharonCare(settings.vici_socket, settings.run_dir)
     clock = FlooredClock(store)
     clock.load()
     controller = HttpsController(
@@ -191,6 +194,7 @@ async def _live(settings: Settings, heartbeat: Heartbeat) -> None:
         nursery.start_soon(drills.run)
         nursery.start_soon(PathMtus(cells, mtu_prober).run)
         nursery.start_soon(reconciler.run)
+        nursery.start_soon(care_for_charon, cells, charon_care)
         nursery.start_soon(reporter.run)
         nursery.start_soon(heartbeat.run, reporter.line, reconciler.progress.last)
         if backend is Backend.KERNEL:
@@ -213,6 +217,7 @@ async def _live(settings: Settings, heartbeat: Heartbeat) -> None:
     await drill_prober.aclose()
     await controller.aclose()
     charon.close()
+    charon_care.close()
     early.close()
     log.info("agent_stopped")
 

@@ -38,6 +38,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "document_rejected": "A document is refused. The one before it stays.",
         "charon_connected": "charon answers.",
         "charon_lost": "charon does not answer any more.",
+        "charon_restart_asked": "charon is of no use as it runs; root's unit was asked to start it anew.",
         "tunnel_initiated": "charon was asked to bring up an IKE_SA or a CHILD_SA.",
         "tunnel_terminated": "charon was asked to end an IKE_SA or a CHILD_SA.",
         "path_up": "Probes over a path are answered, steadily enough to use it.",

@@ -18,6 +18,7 @@ from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Rene
 from cpe_agent.model.observed import (
     Charon,
     CharonEvent,
+    CharonSigns,
     Glance,
     KernelIpsec,
     KernelPolicy,
@@ -172,6 +173,16 @@ class RecordPort(Protocol):
 
     def append(self, line: bytes) -> None:
         """Written and on the disk when this returns."""
+
+
+class CharonCarePort(Protocol):
+    """charon as a process, which is root's."""
+
+    async def signs(self) -> CharonSigns:
+        """Of which use it is. Never raises: one that does not answer within seconds does not answer."""
+
+    def wish(self) -> None:
+        """Ask root's unit to start it anew. Raises `EdgeError` if the wish cannot be put down."""
 
 
 class ServicePort(Protocol):

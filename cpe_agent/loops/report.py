@@ -156,6 +156,7 @@ class Reporter:
             *conditions.clock(self._cells.clock_floor.value, time.time()),
             *conditions.standing(standing.pending, standing.missing, standing.reverted),
             *self._cells.silent.value,
+            *cells.charon_care.value,
             *(self._path_conditions(plan) if plan else ()),
             *(metering.conditions(plan.document.uplinks, cells.usages.value, cells.budgets.value) if plan else ()),
         )
