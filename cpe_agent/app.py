@@ -36,6 +36,7 @@ from cpe_agent.edge.prober import IcmpProber
 from cpe_agent.edge.records import RecordFile
 from cpe_agent.edge.store import FileStore
 from cpe_agent.edge.systemd import ServiceSocket
+from cpe_agent.edge.timesyncd import TimesyncdFile
 from cpe_agent.log import configure, get_logger
 from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
@@ -58,6 +59,7 @@ from cpe_agent.loops.renew import Renewer
 from cpe_agent.loops.report import Reporter
 from cpe_agent.loops.services import ServiceProbing
 from cpe_agent.loops.steering import steer_bundles
+from cpe_agent.loops.time_servers import hand_over_time_servers
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Status
 from cpe_agent.model.dataplane import Backend
 from cpe_agent.model.drill import DrillProgress, DrillRecord
@@ -204,6 +206,7 @@ async def _live(settings: Settings, heartbeat: Heartbeat) -> None:
         nursery.start_soon(in_force.run, follower.reach)
         nursery.start_soon(announcer.run)
         nursery.start_soon(clock.run, cells)
+        nursery.start_soon(hand_over_time_servers, cells, TimesyncdFile(settings.run_dir))
         nursery.start_soon(renewer.run)
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, reporter.status)

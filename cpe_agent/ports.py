@@ -34,7 +34,7 @@ from cpe_agent.model.usage import Usage
 
 class EdgeError(Exception):
     """The outside world refused: `target` (charon, nftables, netlink, ipsec, controller, store, prober, identity,
-    control, metrics, kernel, systemd), `op`, and `cause` in words."""
+    control, metrics, kernel, systemd, clock), `op`, and `cause` in words."""
 
     def __init__(self, target: str, op: str, cause: str) -> None:
         super().__init__(f"{target}: {op}: {cause}")
@@ -183,6 +183,13 @@ class CharonCarePort(Protocol):
 
     def wish(self) -> None:
         """Ask root's unit to start it anew. Raises `EdgeError` if the wish cannot be put down."""
+
+
+class TimeServersPort(Protocol):
+    """The settings of whatever sets this router's clock."""
+
+    def use(self, settings: str) -> bool:
+        """These from now on, a whole file of them. Was there anything new in them? Raises `EdgeError`."""
 
 
 class ServicePort(Protocol):
