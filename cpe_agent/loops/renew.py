@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from cpe_agent.core.backoff import backoff_s
 from cpe_agent.core.certificate import Life, renews_at_s
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells
@@ -21,7 +22,7 @@ from cpe_agent.ports import ControllerPort, CredentialsPort, EdgeError
 log = get_logger()
 
 LOOK_S = 3600.0
-RETRY_FIRST_S = 60.0
+RETRY_FIRST_S = 120.0
 RETRY_MAX_S = 6 * 3600.0
 
 
@@ -56,7 +57,7 @@ class Renewer:
                     failures = 0
                     continue
                 failures += 1
-                wait_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 12)) * random.uniform(0.5, 1.0)
+                wait_s = backoff_s(failures, RETRY_FIRST_S, RETRY_MAX_S, random.random())
             await trio.sleep(wait_s)
 
     async def _renew(self, credentials: CredentialsPort) -> bool:
