@@ -64,7 +64,7 @@ class Announcer:
         """From what is known; nothing is read for it, since on a hub that would cost more than all else."""
         document, standing = self._cells.document.value, self._cells.standing.value
         conditions = self._reporter.conditions()
-        readiness = self._cells.readiness.value
+        readiness, reverted = self._cells.readiness.value, standing.reverted
         if document is not None and document.role == "hub":
             serving = readiness is not None and readiness.ready
         else:
@@ -74,7 +74,8 @@ class Announcer:
             order=document.order if document is not None else None,
             since=standing.since,
             confirmed=not standing.pending,
-            refused=standing.refused or standing.reverted,
+            # What may be taken up again is to be offered again.
+            refused=standing.refused or (reverted if reverted is not None and not reverted.acquitted else None),
             conditions=conditions,
             paths={str(path): track.state.value for path, track in self._reporter.tracks.items()},
             serving=serving,

@@ -137,6 +137,10 @@ class Follower:
         self._heard()
         if order is not None:
             self._announced = order
+        if self._announced is not None and self._in_force.may_try_again(self._announced):
+            self._etag = None
+            await self._fetch(local_address)
+            return
         if order is None or self._in_force.given_up(order):
             return
         if order != self._in_force.highest:
