@@ -20,7 +20,7 @@ from tests.lab import watch
 from tests.lab.container import wait_until
 from tests.lab.lab import Lab
 from tests.lab.newcomer import make_new, new_token, token_to_ping_s
-from tests.lab.operator import apply_in_waves, control, fleet, rollout
+from tests.lab.console import apply_in_waves, control, fleet, rollout
 from tests.lab.pace import patience
 from tests.lab.provision import apply, network_yaml, provision
 from tests.lab.topology import NETWORK
