@@ -1,8 +1,9 @@
 """How long does it take from an apply until the kernels of the sites hold what it says?
 
-Each apply opens one port of every branch to the hubs and closes another (`--now`), over the running controller's socket, as
-`cpe-controller apply` does once Python has started. Programmed is when a site says that its document is the new one and
-that rules, routes and tunnels, as they were read back, are what that asks for. One sample for each site and apply.
+Each apply opens one port of every branch to the hubs and closes another (`--now`), over the socket of the controller
+that runs, as `cpe-controller apply` does once Python has started. Programmed is when a site says that its document is
+the new one and that rules, routes and tunnels, as they were read back, are what that asks for. One sample for each site
+and apply.
 """
 
 from __future__ import annotations

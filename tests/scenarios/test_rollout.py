@@ -17,10 +17,10 @@ import yaml
 from cpe_agent.model.condition import Status
 from cpe_agent.ports import EdgeError
 from tests.lab import watch
+from tests.lab.console import apply_in_waves, control, fleet, rollout
 from tests.lab.container import wait_until
 from tests.lab.lab import Lab
 from tests.lab.newcomer import make_new, new_token, token_to_ping_s
-from tests.lab.console import apply_in_waves, control, fleet, rollout
 from tests.lab.pace import patience
 from tests.lab.provision import apply, network_yaml, provision
 from tests.lab.topology import NETWORK
