@@ -37,6 +37,7 @@ EVENTS: Mapping[str, str] = MappingProxyType(
         "document_acquitted": "What a document was given up for is missing without it too: it may be taken up again.",
         "document_expired": "The document's time has run out, and it says that nobody may talk then.",
         "document_rejected": "A document is refused. The one before it stays.",
+        "authorities_refused": "The document names authorities that cannot be used; those before it stay.",
         "charon_connected": "charon answers.",
         "charon_lost": "charon does not answer any more.",
         "tunnel_initiated": "charon was asked to bring up an IKE_SA or a CHILD_SA.",
