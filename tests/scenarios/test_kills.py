@@ -38,9 +38,8 @@ def test_that_it_is_never_neither(lab: Lab) -> None:
             assert old.document_version is not None
             version = max(old.document_version, served(lab, SITE)["version"]) + 1
             # Another content each time, in the kernel too.
-            uplinks = document["uplinks"]
-            uplinks["lte"]["mtu"] = 1300 + version % 100
-            new = document | {"version": version, "uplinks": uplinks}
+            pairs = [pair | {"log": bool(version % 2)} for pair in document["pairs"]]
+            new = document | {"version": version, "pairs": pairs}
             publish(lab, SITE, new, version)
             time.sleep(patience(chance.random() ** 2 * MOMENT_MAX_S))
             lab.site(SITE).agent.kill()
