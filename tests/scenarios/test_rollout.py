@@ -50,6 +50,7 @@ def rolling() -> Iterator[Lab]:
         watch.wait_all_up(lab, START_S)
         wait_until("all have reported", lambda: _states(lab) == dict.fromkeys(SITES, "well"), START_S, 0.5)
         yield lab
+        lab.save_logs()
 
 
 @pytest.fixture
@@ -120,8 +121,9 @@ def test_the_first_bad_report_halts_it_and_a_rollback_takes_it_back(lab: Lab) ->
 def test_an_operator_pauses_it_goes_on_and_ends_it(lab: Lab) -> None:
     before = versions(lab)
     apply_in_waves(lab, described(5))
+    watch.wait_for(lab, CANARY, "the first wave is out", _has(before[CANARY] + 1), TAKE_S)
     assert "rollout: paused" in control(lab, "rollout", "pause").stdout
-    watch.wait_for(lab, CANARY, "the first wave is out already", _confirmed(before[CANARY] + 1), TAKE_S)
+    watch.wait_for(lab, CANARY, "it confirms all the same", _confirmed(before[CANARY] + 1), TAKE_S)
     time.sleep(patience(5))
     assert versions(lab) == {**before, CANARY: before[CANARY] + 1}, "nothing more goes out"
     control(lab, "rollout", "resume")

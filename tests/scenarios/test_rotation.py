@@ -50,6 +50,7 @@ def lab() -> Iterator[Lab]:
                 token_to_ping_s(lab, site, new_token(lab, site), f"{site}-host", SERVER)
         watch.wait_all_up(lab, START_S)
         yield lab
+        lab.save_logs()
 
 
 def _enrol(lab: Lab, site: str) -> None:
