@@ -109,7 +109,7 @@ def plan(settings: Settings, candidate: bytes | None) -> Preview:
         document = decode(candidate)
         if document.site != settings.site:
             raise DocumentError("site", f"is {document.site!r}; this is {settings.site!r}")
-        old = _stored_or_none(settings)
+        old = stored_or_none(settings)
     living = trio.run(look, settings, old)
     wanted, obstacles = living.expected(document)
     pair_of = {**(pair_elements(old) if old else {}), **pair_elements(document)}
@@ -151,6 +151,14 @@ def stored_document(settings: Settings) -> Document:
             raise NoDocument(trouble.cause)
         raise NoDocument(f"the stored document is refused: {trouble}")
     raise NoDocument("this site has never accepted a document")
+
+
+def stored_or_none(settings: Settings) -> Document | None:
+    """Likewise; None if there is none."""
+    try:
+        return stored_document(settings)
+    except NoDocument:
+        return None
 
 
 async def look(settings: Settings, document: Document | None) -> Living:
@@ -220,10 +228,3 @@ def _drained(settings: Settings) -> bool:
         return FileStore(settings.state_dir).load_drained()
     except EdgeError:
         return True  # as the daemon takes it
-
-
-def _stored_or_none(settings: Settings) -> Document | None:
-    try:
-        return stored_document(settings)
-    except NoDocument:
-        return None
