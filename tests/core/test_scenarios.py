@@ -132,17 +132,13 @@ def brownout(road: Road, latency_s: float = 0.0, loss: float = 0.0) -> None:
 
 @pytest.mark.parametrize("needs", [Class(), Class(loss_percent=1.0)], ids=["no class", "1 %"])
 def test_that_a_loss_of_a_tenth_is_left_within_five_seconds(needs: Class) -> None:
-    late = 0
     for seed in range(20):
         p = play(one(needs), seed=seed)
         brownout(p.roads[WIRED], loss=0.10)
         p.run(60.0 + BROWNOUT_S)
-        late += p.active["web"] != LTE
-        p.run(75.0)
         assert p.active["web"] == LTE, seed
+        p.run(75.0)
         assert [reason for _, _, reason in p.moved()] == ["degraded"]
-    # In four seconds at ten a second none is lost one time in seventy: then a tenth looks like nothing.
-    assert late <= 1
 
 
 @pytest.mark.parametrize("added_s", [0.05, 0.15, 0.4, 1.0])

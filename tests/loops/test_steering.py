@@ -142,8 +142,22 @@ async def test_that_rounds_are_sent_in_step(autojump_clock: MockClock) -> None:
         since = trio.current_time()
         await trio.sleep(10)
         sent_at = [at for at, _ in world.asked if at > since]
-        assert 380 <= len(sent_at) <= 420, "four paths, ten rounds a second, one echo a round"
+        assert 570 <= len(sent_at) <= 630, "four paths, ten rounds a second, two echoes where traffic is"
         assert len(set(sent_at)) <= 10 / INTERVAL_S + 2
+
+
+async def test_that_a_sim_card_pays_for_one_echo_a_round(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch(uplinks=STANDBY))
+    async with world.agent():
+        await trio.sleep(10)
+        world.blackhole("wired")
+        await trio.sleep(30)
+        assert world.carried() == ON_LTE
+        since = trio.current_time()
+        await trio.sleep(10)
+        asked = [at for at, uplink in world.asked if uplink == "lte" and at > since]
+        assert 190 <= len(asked) <= 210, "two paths, ten rounds a second"
 
 
 # --- BundleSilent ---
