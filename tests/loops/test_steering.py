@@ -196,6 +196,9 @@ async def test_that_a_child_sa_through_which_nothing_comes_back_is_made_anew(aut
         assert "made anew (1 times)" in (await agent.conditions())["BundleSilent centre"]
         await flow(world, 30, answered=True)
         assert traffic(world, "centre").unique_id == second
+        (told,) = (await agent.status()).conditions
+        assert told.severity.value == "ok" and "all is well again" in told.reason
+        await flow(world, 60, answered=True)
         assert await agent.conditions() == {}
 
 
