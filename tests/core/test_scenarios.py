@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cpe_agent.core.budget import Budget
 from cpe_agent.core.health import WAKE_S, State
+from cpe_agent.core.path_conditions import path_conditions
 from cpe_agent.core.quality import LEAVE_S
 from cpe_agent.core.steer import Steering
 from cpe_agent.model.dataplane import Bundle, Path
@@ -434,6 +435,19 @@ def test_budgets(metered: str, budget: Budget, others: bool, where: Path | None,
     p.budgets = {"wired": Budget.FREE}
     p.run(80.0 + FAILBACK_S)
     assert p.active["web"] == WIRED and p.steering.barred == frozenset(), "a new month"
+
+
+def test_that_what_waits_for_a_dead_link_beside_a_spent_one_says_so() -> None:
+    p = play(one(Class(metered="budget")))
+    p.budgets = {"lte": Budget.SPENT}
+    p.roads[WIRED].link = False
+    p.run(65.0)
+    assert p.active["web"] == WIRED and p.steering.starved == {"web"}
+    (told,) = [c for c in path_conditions(p.steering, p.bundles, p.tracks, FAILBACK_S, p.now) if c.subject == "web"]
+    assert told.type == "BundleBarred" and "have spent their monthly_bytes" in told.reason
+    p.roads[LTE].link = False
+    p.run(70.0)
+    assert p.steering.starved == frozenset(), "nothing is up: that is another trouble"
 
 
 def test_that_what_leaves_a_budget_does_not_come_back_to_it_for_a_bad_line() -> None:

@@ -26,8 +26,8 @@ SITE, HOST = "hospital-1", "hospital-1-host"
 # The records' class leaves a SIM card that is nearly empty; telemetry is worth any price; what is shared has no class.
 RECORDS, TELEMETRY, SHARED = "centre/records", "cloud/telemetry", "centre+cloud"
 MEGABYTE = 1_000_000
-# Probes of the lab are quick on every uplink: some 5 kB a second.
-MONTHLY = 12 * MEGABYTE
+# A tenth of it is more than what a flow and the probes spend between two looks, a minute's worth.
+MONTHLY = 24 * MEGABYTE
 START_S, MOVE_S, BACK_S = 40.0, 5.0, 40.0
 # Bytes are looked at every ten seconds.
 NOTICED_S = 15.0
@@ -40,6 +40,7 @@ def lab() -> Iterator[Lab]:
         lab.start()
         watch.wait_all_up(lab, START_S)
         yield lab
+        lab.save_logs()
         assert lab.leaked() == {}, "private packets reached the internet"
 
 
@@ -71,9 +72,9 @@ def test_that_a_budget_is_left_and_kept_to(lab: Lab) -> None:
     watch.wait_for(lab, SITE, "each is where its class has it", _at_home, BACK_S)
     with lab.flow(HOST, "centre-server") as records:
         records.wait_flowing(5)
-        _spend(lab, 0.93)
+        _spend(lab, 0.92)
         report = watch.wait_for(lab, SITE, "records have left", watch.carried(RECORDS, uplink="wired"), NOTICED_S)
-        assert _bundle(report, RECORDS).moves["budget_near"] == 1
+        assert _bundle(report, RECORDS).moves.get("budget_near") == 1, report
         assert ("BudgetNear", "lte") in _conditions(report)
         assert records.stop().lost == 0, "near is a planned move"
     assert watch.carried(TELEMETRY, uplink="lte")(report), "it is worth any price"
@@ -86,7 +87,7 @@ def test_that_a_budget_is_left_and_kept_to(lab: Lab) -> None:
             lab, SITE, "records wait", lambda r: ("BundleBarred", RECORDS) in _conditions(r), MOVE_S
         )
         watch.wait_for(lab, SITE, "what may goes on", watch.carried(SHARED, uplink="lte"), MOVE_S)
-        watch.wait_for(lab, SITE, "records are carried by none", lambda r: not _bundle(r, RECORDS).installed, MOVE_S)
+        watch.wait_for(lab, SITE, "records are carried by none", lambda r: not _bundle(r, RECORDS).installed, NOTICED_S)
         # An auditor is not told that something is amiss which the plan forbids.
         told = [str(one) for one in _differences(site)]
         assert told and not [words for words in told if RECORDS in words], told

@@ -21,8 +21,9 @@ from tests.scenarios.test_failover import CLIENT, SITE, undisturbed, wait_flows_
 
 HUB, BUNDLE = "centre", "centre"
 PATH = "wired.centre.wan"
-# charon is looked at every few seconds: one look to see it begin, one to see that it goes on.
-LOOKS_S = 15.0
+# charon is looked at every ten seconds when nothing happens: the first look has heard something since the one before,
+# the second begins to count, and the last comes up to ten seconds after the time is over.
+LOOKS_S = 32.0
 
 
 class Child(NamedTuple):
@@ -58,15 +59,19 @@ def test_that_a_tunnel_that_swallows_everything_is_made_anew(lab: Lab) -> None:
 @contextmanager
 def _swallowed(lab: Lab, child: Child) -> Iterator[None]:
     """The hub's machine drops this CHILD_SA's ESP, both ways, in a table of nobody's."""
-    there = (
-        "table inet swallower {"
-        " chain in { type filter hook input priority raw; "
-        f"udp dport 4500 @th,64,32 0x{child.spi_out} counter drop; }}"
-        " chain out { type filter hook output priority raw; "
-        f"udp sport 4500 @th,64,32 0x{child.spi_in} counter drop; }}"
-        "}"
-    )
-    lab.run(HUB, "nft", there)
+    there = f"""
+table inet swallower {{
+  chain in {{
+    type filter hook input priority raw
+    udp dport 4500 @th,64,32 0x{child.spi_out} counter drop
+  }}
+  chain out {{
+    type filter hook output priority raw
+    udp sport 4500 @th,64,32 0x{child.spi_in} counter drop
+  }}
+}}
+"""
+    lab.run(HUB, "nft", "-f", "-", input=there)
     try:
         yield
         listed = lab.run(HUB, "nft", "list", "table", "inet", "swallower").stdout
@@ -99,4 +104,5 @@ def _helped(report: Status) -> bool:
 
 
 def _moves(report: Status) -> int:
-    return sum(sum(bundle.moves.values()) for bundle in report.bundles)
+    """Of the bundle. A busy machine may well lose three probes in a row of another one's path."""
+    return sum(sum(bundle.moves.values()) for bundle in report.bundles if bundle.name == BUNDLE)
