@@ -85,7 +85,9 @@ class Probing:
                 self._follow_plan()
                 self._take_facts()
                 self._active = frozenset(path for path in self._cells.active.value.values() if path is not None)
-                self._doubts = {path: one for path, one in self._doubts.items() if path in self._active}
+                # Steering may not have left yet what the plan has no longer.
+                known_active = self._active & self.tracks.keys()
+                self._doubts = {path: one for path, one in self._doubts.items() if path in known_active}
                 self._publish()
                 self._wake()
 

@@ -17,7 +17,7 @@ from cpe_agent.model.document import Class, Document, Probing, Uplink
 from cpe_agent.model.observed import ChildSa
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, PAIRS, branch
 from tests.loops.test_failover import DETECTION_S, HOME, INTERVAL_S, ON_LTE
-from tests.loops.world import World
+from tests.loops.world import LINKS, World
 
 BROWNOUT_S = 5.0
 # As the document has it by default: the wired standby each second, the metered one each minute.
@@ -131,6 +131,25 @@ async def test_that_a_standby_of_a_minute_that_is_dead_is_not_taken_for_alive(au
         world.charon.drop(centre.unique_id)
         await trio.sleep(10)
         assert world.carried()["centre+cloud"].startswith("wired.")
+
+
+@pytest.mark.parametrize("doubtful_s", [0.22, 0.27, 0.32, 0.37])
+async def test_that_a_path_in_doubt_may_lose_its_address(doubtful_s: float, autojump_clock: MockClock) -> None:
+    """The plan has it no longer, and steering has not left it yet."""
+    world = World()
+    world.publish(branch(uplinks=STANDBY))
+    async with world.agent():
+        await trio.sleep(30)
+        whole = LINKS[0]
+        world.blackhole("wired")
+        await trio.sleep(doubtful_s)
+        world.routes.set_link(msgspec.structs.replace(whole, addresses=(), gateways=()))
+        await trio.sleep(2)
+        assert world.carried() == ON_LTE
+        world.routes.set_link(whole)
+        world.heal("wired")
+        await trio.sleep(60)
+        assert world.carried() == HOME
 
 
 async def test_that_rounds_are_sent_in_step(autojump_clock: MockClock) -> None:
