@@ -93,6 +93,19 @@ def test_that_a_stray_policy_goes(lab: Lab) -> None:
     wait_until("it has gone", lambda: "10.10.0.0/25" not in site.run("ip", "xfrm", "policy").stdout, 2 * EVENT_S)
 
 
+def test_that_a_tunnels_policy_that_is_opened_is_shut(lab: Lab) -> None:
+    """Updated to let everything pass without ESP, in the place of charon's own."""
+    site = lab.site("hospital-1")
+    selector = ["src", "10.101.0.0/24", "dst", "10.10.0.0/24", "dir", "out"]
+    assert "tmpl" in site.run("ip", "xfrm", "policy", "get", *selector).stdout
+    told = _told(site)
+    site.run("ip", "xfrm", "policy", "update", *selector, "action", "allow", "priority", "5")
+    lab.offer("hospital-1-host", "10.10.0.10", "udp", 20)
+    wait_until("it is noticed", lambda: _told(site) > told, 2 * EVENT_S)
+    wait_until("pages come again", lambda: lab.fetch("hospital-1-host", CENTRE_PAGE, 1), AGAIN_S)
+    assert "tmpl" in site.run("ip", "xfrm", "policy", "get", *selector).stdout
+
+
 @pytest.mark.parametrize("lock", ["nftables", "routing"])
 def test_that_each_lock_alone_keeps_cleartext_in(lab: Lab, lock: str) -> None:
     """The agent is away, so that nobody repairs the lock that is taken off. What is sent is for a listed pair, first
