@@ -43,8 +43,8 @@ from cpe_agent.model.observed import Charon, ChildSa, IkeSa, KernelIpsec, Kernel
 IKE_PORT = 4500
 # charon needs some 10 ms between an SA in the kernel and one in its account; wall time, which may step.
 YOUNG_S = 3.0
-# An orphan is one that is so at two looks.
-CONFIRM_S = 0.5
+# An orphan is one that is so at two looks. A failover may wait for it.
+CONFIRM_S = 0.25
 # A dialler rebuilds a path in two round trips after its probes have failed.
 MOVE_S = 3.0
 # By then every dialler has moved or is away.
