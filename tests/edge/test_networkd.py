@@ -42,7 +42,7 @@ PROVIDER = {
 }
 HOST = {"eth0.network": "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n[DHCPv4]\nClientIdentifier=mac\n"}
 # What networkd says of a line that it does not take, and of a file.
-NOT_TAKEN = re.compile(r".*(?:ignoring|Failed to (?:parse|load)|Unknown|Invalid).*", re.IGNORECASE)
+NOT_TAKEN = re.compile(r".*(?:ignoring|Failed|Unknown|Invalid).*", re.IGNORECASE)
 UPLINKS = {
     "dhcp": Uplink("wired", 1, "10.255.101.1", interface="wan0"),
     "static": Uplink("wired", 2, "10.255.101.2", interface="wan1"),
@@ -141,26 +141,16 @@ def test_hosts_of_the_lan_get_an_address_a_gateway_and_a_name_server(container: 
     assert lans.conditions(DOCUMENT, seen(container)) == ()
 
 
-@pytest.mark.parametrize("conf", [CONF, {}], ids=["with our drop-in", "without"])
-def test_a_restart_of_networkd_leaves_the_agents_rules_and_routes(
-    container: Container, router: Networkd, conf: dict[str, str]
-) -> None:
+def test_a_restart_of_networkd_leaves_the_agents_rules_and_routes(container: Container, router: Networkd) -> None:
+    """Whether networkd would delete them without the drop-in differs between its versions; it says that it may."""
     router.stop()
-    directory = container.path("/run/networkd-router/networkd.conf.d")
-    for file in directory.iterdir():
-        file.unlink()
-    for name, text in conf.items():
-        (directory / name).write_text(text)
-    ours = (
-        "rule add iif lan0 lookup 4242 priority 150 protocol 155",
-        "route add unreachable default table 4242 proto 155",
-    )
-    for words in ours:
-        container.run(["ip", *words.split()], namespace="router", check=False)
+    for name, text in CONF.items():
+        (container.path("/run/networkd-router/networkd.conf.d") / name).write_text(text)
+    for words in ("rule add iif lan0 lookup 4242 priority 150", "route add 10.9.0.0/24 dev lan0 table 4242"):
+        container.run(["ip", *words.split(), "protocol", "155"], namespace="router")
     router.start()
     wait_until("an uplink has its lease again", lambda: "wan0: DHCPv4 address" in router.said(), SETTLED_S)
-    rule = container.run(["ip", "rule", "show", "priority", "150"], namespace="router").stdout
-    assert bool(rule) == bool(conf), "this is what the drop-in is for"
-    if conf:
-        assert container.run(["ip", "route", "show", "table", "4242"], namespace="router").stdout
+    assert "lan0: Configuring with" in router.said()
+    assert container.run(["ip", "rule", "show", "priority", "150"], namespace="router").stdout
+    assert container.run(["ip", "route", "show", "table", "4242"], namespace="router").stdout
     assert NOT_TAKEN.findall(router.said()) == []
