@@ -1,6 +1,6 @@
 """Are the examples in configs/ what the programs take? agent.yaml is judged by tests/test_settings.py, what is not
 commented out of network.yaml by tests/controller, and the networkd files by systemd-networkd itself
-(tests/edge/test_networkd.py).
+(tests/docs/test_networkd.py).
 """
 
 from __future__ import annotations
