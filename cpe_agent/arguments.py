@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from cpe_agent.exits import USAGE, in_words
 from cpe_agent.settings import DEFAULT_PATH
 
-# So that a script does not take a misspelt option for a broken site.
-USAGE = 64
+CAPTURE_S, CAPTURE_MAX_S = 10.0, 3600.0
+CAPTURE_PACKETS, CAPTURE_MAX_PACKETS = 1000, 1_000_000
 
 
 class _Parser(argparse.ArgumentParser):
@@ -35,23 +37,35 @@ def parser() -> argparse.ArgumentParser:
         "status",
         parents=[common],
         help="how this site fares",
-        epilog="Exits 0 healthy, 1 degraded, 2 down, 3 not running; 64 and above when it could not find out.",
+        epilog=in_words("status"),
     )
+    status.add_argument("names", nargs="*", metavar="NAME", help="only what has this in its name or words")
+    status.add_argument("--all", action="store_true", help="every branch and pair, also where there are thousands")
     form = status.add_mutually_exclusive_group()
     form.add_argument("--json", action="store_true", help="the whole report, for programs")
     form.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
+    check = commands.add_parser(
+        "check",
+        parents=[common],
+        help="is this agent.yaml, or this document, good for this site? changes nothing",
+        epilog=in_words("check"),
+    )
+    check.add_argument(
+        "file", nargs="?", type=Path, metavar="FILE", help="settings (.yaml) or a document; left out, what is in force"
+    )
+    check.add_argument("--json", action="store_true", help="for programs")
     verify = commands.add_parser(
         "verify",
         parents=[common],
         help="compare the kernel and charon with the signed document, now",
-        epilog="Exits 0 in sync, 1 with differences, 3 when it cannot be verified.",
+        epilog=in_words("verify"),
     )
     verify.add_argument("--json", action="store_true", help="for programs")
     plan = commands.add_parser(
         "plan",
         parents=[common],
         help="what would be changed, changing nothing",
-        epilog="Exits 0 whatever it would change, 3 without a document; 64 and above when it could not find out.",
+        epilog=in_words("plan"),
     )
     plan.add_argument("file", nargs="?", type=Path, metavar="FILE", help="for this document (JSON, need not be signed)")
     plan.add_argument("--json", action="store_true", help="for programs")
@@ -59,37 +73,34 @@ def parser() -> argparse.ArgumentParser:
         ("drain", "on a hub: let branches move to the other hub; lasts until undrain, over restarts"),
         ("undrain", "on a hub: let branches come back"),
     ):
-        drain = commands.add_parser(
-            name, parents=[common], help=words, epilog="Exits 0 also if nothing changed, 3 if no agent is running."
-        )
+        drain = commands.add_parser(name, parents=[common], help=words, epilog=in_words(name))
         drain.add_argument("--json", action="store_true", help="for programs")
     rollback = commands.add_parser(
         "rollback",
         parents=[common],
         help="back to the document before, until the controller has a newer one than ever",
-        epilog="Exits 0 when it is in force, 1 if there is none to go back to, 3 if no agent is running.",
+        epilog=in_words("rollback"),
     )
     rollback.add_argument("--json", action="store_true", help="for programs")
     enroll = commands.add_parser(
         "enroll",
         parents=[common],
         help="let this box in by a token",
-        epilog="Tries until it is let in. Exits 0 then, 1 if only another token helps, 65 if the text is no token.",
+        epilog="Tries until it is let in. " + in_words("enroll"),
     )
     enroll.add_argument("token", metavar="TOKEN", help="what `cpe-controller token SITE` printed")
     reset = commands.add_parser(
         "reset",
         parents=[common],
         help="make this box new: forget key, certificate and documents, end all tunnels",
-        epilog="The agent must be stopped. Exits 0 when it is done, 1 if it was not wanted after all.",
+        epilog="The agent must be stopped. " + in_words("reset"),
     )
     reset.add_argument("--yes", action="store_true", help="do not ask")
     drill = commands.add_parser(
         "drill",
         parents=[common],
         help="on a branch: take an uplink or a hub out, measure, put it back, write it down",
-        epilog="Exits 0 done and nothing lost, 1 done with a loss or not back, 2 refused, 3 no agent is running, "
-        "4 put back early or interrupted. --check exits 0 if the records hold, 1 if they were altered.",
+        epilog=in_words("drill"),
     )
     drill.add_argument("kind", nargs="?", choices=("uplink", "hub"))
     drill.add_argument("name", nargs="?", metavar="NAME")
@@ -100,14 +111,65 @@ def parser() -> argparse.ArgumentParser:
         "boot",
         parents=[common],
         help="before the network comes up: lift the clock, load both locks from the stored document, then forward",
-        epilog="Run by cpe-agent-boot.service. Exits 0 when the router is locked, 69 when it cannot be.",
+        epilog="Run by cpe-agent-boot.service. " + in_words("boot"),
     )
     booting.add_argument("--charon-group", metavar="GROUP", help="who may use charon's socket (default: root alone)")
     commands.add_parser(
         "down",
         parents=[common],
         help="take everything of this agent away: forwarding first, then tunnels, routes and the table",
-        epilog="The agent must be stopped. Exits 0 when nothing of it is left.",
+        epilog="The agent must be stopped. " + in_words("down"),
     )
+    _add_taking(commands, common)
     commands.add_parser("version", parents=[common], help="print the version")
     return agent
+
+
+def _add_taking(commands: argparse._SubParsersAction[_Parser], common: _Parser) -> None:
+    """Those that leave a file behind."""
+    capture = commands.add_parser(
+        "capture",
+        parents=[common],
+        help="packets of one pair, before and after encryption, as pcap files",
+        epilog=in_words("capture"),
+    )
+    capture.add_argument("pair", metavar="PAIR", help="a pair's id, as `cpe-agent status` shows it")
+    capture.add_argument(
+        "--seconds",
+        type=_number(0.1, CAPTURE_MAX_S),
+        default=CAPTURE_S,
+        metavar="S",
+        help=f"how long at most (default {CAPTURE_S:g})",
+    )
+    capture.add_argument(
+        "--packets",
+        type=_number(1, CAPTURE_MAX_PACKETS),
+        default=CAPTURE_PACKETS,
+        metavar="N",
+        help=f"how many at most in each file (default {CAPTURE_PACKETS})",
+    )
+    capture.add_argument("--whole", action="store_true", help="whole packets, with what people sent; default: headers")
+    capture.add_argument(
+        "-o", "--output", type=Path, default=Path("."), metavar="DIR", help="where to put the files (default: here)"
+    )
+    capture.add_argument("--json", action="store_true", help="for programs")
+    bundle = commands.add_parser(
+        "support-bundle",
+        parents=[common],
+        help="report, logs, state, rules, SAs and routes in one file, without keys and secrets",
+        epilog=in_words("support-bundle"),
+    )
+    bundle.add_argument(
+        "-o", "--output", type=Path, metavar="FILE", help="default: cpe-support-SITE-TIME.tar.gz in this directory"
+    )
+    bundle.add_argument("--json", action="store_true", help="for programs")
+
+
+def _number(least: float, most: float) -> Callable[[str], float]:
+    def number(text: str) -> float:
+        value = float(text)
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"{text}: {least:g} to {most:g} is possible")
+        return value
+
+    return number

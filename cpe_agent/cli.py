@@ -5,6 +5,7 @@ The commands: the only place that prints and that sets exit codes. An expected f
 
 from __future__ import annotations
 
+import argparse
 import io
 import os
 import sys
@@ -15,34 +16,19 @@ from pathlib import Path
 
 import msgspec
 
-from cpe_agent import __version__, app, boot, comparison, down, newcomer
-from cpe_agent.arguments import USAGE, parser
+from cpe_agent import __version__, app, boot, capture, check, comparison, down, exits, newcomer, support
+from cpe_agent.answers import bundle_words, checked_words, drain_words, rollback_words
+from cpe_agent.arguments import parser
 from cpe_agent.core.enrolment import TokenError
 from cpe_agent.listing import render_drills, render_preview, render_verification
-from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity
+from cpe_agent.model.condition import Severity, Status
 from cpe_agent.model.document import MAX_BYTES, DocumentError
 from cpe_agent.ports import EdgeError
-from cpe_agent.render import render
+from cpe_agent.render import ROWS_MAX, render
 from cpe_agent.settings import Settings, SettingsError, load_settings
 
-# What `status` says to a script; 4 (blocked) is kept free.
-EXIT_CODES = {Severity.OK: 0, Severity.DEGRADED: 1, Severity.DOWN: 2}
-NOT_RUNNING = 3
-# What `verify` says to a script.
-IN_SYNC, DIFFERS, NOT_VERIFIED = 0, 1, 3
-# What `rollback` says when there is no document before the one in force.
-NOTHING_BEFORE = 1
-# What `enroll` says when this token lets nobody in, and `reset` when it was not wanted.
-NOT_LET_IN = 1
-# Apart from those, as USAGE is: sysexits.h has the numbers.
-BAD_DATA = 65
-NO_INPUT = 66
-UNAVAILABLE = 69
-NO_PERMISSION = 77
-CONFIGURATION = 78
-
-# What `drill` says to a script.
-DRILL_LOSS, DRILL_REFUSED, DRILL_EARLY = 1, 2, 4
+_NO_REPORT = (exits.NOT_RUNNING, exits.NO_PERMISSION)
+EXIT_CODES = {Severity.OK: exits.HEALTHY, Severity.DEGRADED: exits.DEGRADED, Severity.DOWN: exits.DOWN}
 DRILL_INTERVAL_S = 0.2
 WATCH_INTERVAL_S = 1.0
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
@@ -57,10 +43,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.command == "version":
         print(f"cpe-agent {__version__}")
         return 0
+    if asked.command == "support-bundle":
+        # Also, and above all, when the settings are broken.
+        return _printed(lambda: _support_bundle(asked.config, asked.output, asked.json))
     try:
         configured = load_settings(asked.config)
     except SettingsError as error:
-        return _failed(str(error), CONFIGURATION)
+        return _failed(str(error), exits.CONFIGURATION)
     if asked.command == "run":
         return _run(configured)
     if asked.command == "verify":
@@ -77,7 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if asked.records or asked.check:
             return _printed(lambda: _drill_records(configured, asked.check, asked.json))
         if asked.kind is None or asked.name is None:
-            return _failed("drill what? `drill uplink NAME`, `drill hub NAME`, `--records` or `--check`", USAGE)
+            return _failed("drill what? `drill uplink NAME`, `drill hub NAME`, `--records` or `--check`", exits.USAGE)
         return _drill(configured, asked.kind, asked.name, asked.json)
     if asked.command == "boot":
         return _boot(configured, asked.charon_group)
@@ -85,7 +74,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _down(configured)
     if asked.command == "plan":
         return _printed(lambda: _plan(configured, asked.file, asked.json))
-    return _status(configured, asked.json, asked.watch)
+    if asked.command == "check":
+        return _printed(lambda: _check(configured, asked.config, asked.file, asked.json))
+    if asked.command == "capture":
+        bounds = capture.Bounds(asked.seconds, int(asked.packets), asked.whole)
+        return _printed(lambda: _capture(configured, asked.pair, bounds, asked.output, asked.json))
+    return _status(configured, asked)
 
 
 def _printed(report: Callable[[], tuple[int, str]]) -> int:
@@ -102,10 +96,10 @@ def _verify(configured: Settings, as_json: bool) -> tuple[int, str]:
     try:
         found = comparison.verify(configured)
     except comparison.NoDocument as error:
-        return _failed(f"cannot verify: {error}", NOT_VERIFIED), ""
+        return _failed(f"cannot verify: {error}", exits.NOT_VERIFIED), ""
     except EdgeError as error:
-        return _failed(f"cannot verify: {error}", NOT_VERIFIED), ""
-    return IN_SYNC if found.in_sync else DIFFERS, _json(found) if as_json else render_verification(found)
+        return _failed(f"cannot verify: {error}", exits.NOT_VERIFIED), ""
+    return exits.IN_SYNC if found.in_sync else exits.DIFFERS, _json(found) if as_json else render_verification(found)
 
 
 def _plan(configured: Settings, file: Path | None, as_json: bool) -> tuple[int, str]:
@@ -113,14 +107,60 @@ def _plan(configured: Settings, file: Path | None, as_json: bool) -> tuple[int, 
         candidate = None if file is None else _read(file)
         planned = comparison.plan(configured, candidate)
     except OSError as error:
-        return _failed(f"{file} cannot be read: {error.strerror}", NO_INPUT), ""
+        return _failed(f"{file} cannot be read: {error.strerror}", exits.NO_INPUT), ""
     except DocumentError as error:
-        return _failed(f"{file or 'the stored document'}: {error}", BAD_DATA), ""
+        return _failed(f"{file or 'the stored document'}: {error}", exits.BAD_DATA), ""
     except comparison.NoDocument as error:
-        return _failed(f"nothing to plan: {error}", NOT_VERIFIED), ""
+        return _failed(f"nothing to plan: {error}", exits.NOT_VERIFIED), ""
     except EdgeError as error:
-        return _failed(str(error), UNAVAILABLE), ""
+        return _failed(str(error), exits.UNAVAILABLE), ""
     return 0, _json(planned) if as_json else render_preview(planned)
+
+
+def _check(configured: Settings, config: Path, file: Path | None, as_json: bool) -> tuple[int, str]:
+    try:
+        found = check.check_settings(config, configured) if file is None else check.check_file(file, configured)
+    except SettingsError as error:
+        return _failed(str(error), exits.BAD_DATA), ""
+    except check.Wrong as error:
+        return _failed(str(error), exits.CONFIGURATION if file is None else exits.BAD_DATA), ""
+    except OSError as error:
+        return _failed(f"{file} cannot be read: {error.strerror}", exits.NO_INPUT), ""
+    except EdgeError as error:
+        return _failed(str(error), exits.UNAVAILABLE), ""
+    if as_json:
+        return 0, _json(found)
+    return 0, checked_words(found)
+
+
+def _capture(
+    configured: Settings, pair: str, bounds: capture.Bounds, directory: Path, as_json: bool
+) -> tuple[int, str]:
+    if not as_json:
+        what = f"{pair} for {bounds.seconds:g} s, or {bounds.packets} packets each; Ctrl-C ends it earlier"
+        print(f"capturing {what}", file=sys.stderr, flush=True)
+    try:
+        found = capture.capture(configured, pair, bounds, directory)
+    except capture.NoPair as error:
+        return _failed(str(error), exits.BAD_DATA), ""
+    except comparison.NoDocument as error:
+        return _failed(f"nothing to capture: {error}", exits.NOT_VERIFIED), ""
+    except EdgeError as error:
+        code = {"open": exits.NO_PERMISSION, "write": exits.CANNOT_WRITE}.get(error.op, exits.UNAVAILABLE)
+        return _failed(error.cause, code), ""
+    both = found.before_packets.packets and found.after_packets.packets
+    text = _json(found) if as_json else "".join(f"{line}\n" for line in capture.in_words(found))
+    return 0 if both else exits.NOTHING_CAPTURED, text
+
+
+def _support_bundle(config: Path, output: Path | None, as_json: bool) -> tuple[int, str]:
+    try:
+        written = support.bundle(config, output)
+    except EdgeError as error:
+        return _failed(error.cause, exits.CANNOT_WRITE), ""
+    if as_json:
+        return 0, _json(written)
+    return 0, bundle_words(written)
 
 
 def _read(file: Path) -> bytes:
@@ -133,41 +173,18 @@ def _drain(configured: Settings, drained: bool, as_json: bool) -> int:
     try:
         answer = app.drain(configured, drained)
     except EdgeError as error:
-        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING}.get(error.op, UNAVAILABLE)
+        code = {"authorise": exits.NO_PERMISSION, "connect": exits.NOT_RUNNING}.get(error.op, exits.UNAVAILABLE)
         return _failed(error.cause, code)
-    return _printed(lambda: (0, _json(answer) if as_json else _drain_words(answer)))
-
-
-def _drain_words(answer: DrainAnswer) -> str:
-    if answer.drained:
-        said = "is drained now" if answer.changed else "was drained already"
-        lines = [f"This hub {said}: its ready addresses do not answer, and branches move what another hub can serve."]
-        lines.append("Tunnels stay up, and what only this hub serves goes on. `cpe-agent undrain` takes it back.")
-    else:
-        said = "is no longer drained" if answer.changed else "was not drained"
-        lines = [f"This hub {said}{': it serves' if answer.serving else ', but does not serve yet'}."]
-        lines += [f"In the way: {reason}." for reason in answer.in_the_way]
-    if answer.warning:
-        lines.append(f"Warning: {answer.warning}.")
-    return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
+    return _printed(lambda: (0, _json(answer) if as_json else drain_words(answer)))
 
 
 def _rollback(configured: Settings, as_json: bool) -> int:
     try:
         answer = app.rollback(configured)
     except EdgeError as error:
-        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING, "rollback": NOTHING_BEFORE}
-        return _failed(error.cause, code.get(error.op, UNAVAILABLE))
-    return _printed(lambda: (0, _json(answer) if as_json else _rollback_words(answer)))
-
-
-def _rollback_words(answer: RollbackAnswer) -> str:
-    left, in_force = (".".join(map(str, order)) for order in (answer.left, answer.in_force))
-    lines = [f"Document {in_force} is in force again, and {left} is given up here."]
-    lines.append("Peers that it had removed stay away. The next newer document of the controller is obeyed again.")
-    if answer.warning:
-        lines.append(f"Warning: a restart of the agent would forget it: {answer.warning}.")
-    return "".join(f"{textwrap.fill(line, 80, break_on_hyphens=False)}\n" for line in lines)
+        code = {"authorise": exits.NO_PERMISSION, "connect": exits.NOT_RUNNING, "rollback": exits.NOTHING_BEFORE}
+        return _failed(error.cause, code.get(error.op, exits.UNAVAILABLE))
+    return _printed(lambda: (0, _json(answer) if as_json else rollback_words(answer)))
 
 
 def _enroll(configured: Settings, token: str) -> int:
@@ -177,13 +194,13 @@ def _enroll(configured: Settings, token: str) -> int:
     try:
         site = newcomer.enroll(configured, token, tell)
     except TokenError as error:
-        return _failed(str(error), BAD_DATA)
+        return _failed(str(error), exits.BAD_DATA)
     except newcomer.NotLetIn as error:
-        return _failed(str(error), NOT_LET_IN)
+        return _failed(str(error), exits.NOT_LET_IN)
     except EdgeError as error:
-        return _failed(error.cause, NO_PERMISSION if error.op == "authorise" else UNAVAILABLE)
+        return _failed(error.cause, exits.NO_PERMISSION if error.op == "authorise" else exits.UNAVAILABLE)
     except KeyboardInterrupt:
-        return NOT_LET_IN
+        return exits.NOT_LET_IN
     print(f"This box is {site} now.")
     return 0
 
@@ -197,13 +214,13 @@ def _reset(configured: Settings, sure: bool) -> int:
         except EOFError:
             sure = False
         if not sure:
-            return _failed("nothing was changed", NOT_LET_IN)
+            return _failed("nothing was changed", exits.NOT_LET_IN)
     try:
         # First nobody may talk, then it is forgotten who may.
         down.take_down(configured)
         newcomer.forget(configured.state_dir)
     except EdgeError as error:
-        return _failed(error.cause, NO_PERMISSION if error.op == "authorise" else UNAVAILABLE)
+        return _failed(error.cause, exits.NO_PERMISSION if error.op == "authorise" else exits.UNAVAILABLE)
     print("This box is new.")
     return 0
 
@@ -223,30 +240,30 @@ def _drill(configured: Settings, kind: str, name: str, as_json: bool) -> int:
             progress = app.drill_progress(configured)
     except KeyboardInterrupt:
         print("The drill goes on without this command: `cpe-agent drill --records` tells its end.", file=sys.stderr)
-        return DRILL_EARLY
+        return exits.DRILL_EARLY
     except EdgeError as error:
-        code = {"authorise": NO_PERMISSION, "connect": NOT_RUNNING}.get(error.op, DRILL_REFUSED)
-        return _failed(error.cause, code if told == 0 else DRILL_EARLY)
+        code = {"authorise": exits.NO_PERMISSION, "connect": exits.NOT_RUNNING}.get(error.op, exits.DRILL_REFUSED)
+        return _failed(error.cause, code if told == 0 else exits.DRILL_EARLY)
     record = progress.record
     if record is None or record.outcome == "began":
-        return _failed(progress.said[-1] if progress.said else "the drill did not take place", UNAVAILABLE)
+        return _failed(progress.said[-1] if progress.said else "the drill did not take place", exits.UNAVAILABLE)
     if as_json:
         print(_json(record), end="")
     if record.outcome != "done":
-        return DRILL_EARLY
+        return exits.DRILL_EARLY
     whole = all(move.back_s is not None for move in record.moves) and not any(s.lost for s in record.streams)
-    return 0 if whole else DRILL_LOSS
+    return 0 if whole else exits.DRILL_LOSS
 
 
 def _drill_records(configured: Settings, check: bool, as_json: bool) -> tuple[int, str]:
     try:
         lines = app.drill_lines(configured)
     except EdgeError as error:
-        return _failed(error.cause, UNAVAILABLE), ""
+        return _failed(error.cause, exits.UNAVAILABLE), ""
     if check:
         wrong = app.check_drills(lines)
         if wrong:
-            return _failed(f"the records of drills do not hold: {wrong}", DRILL_LOSS), ""
+            return _failed(f"the records of drills do not hold: {wrong}", exits.DRILL_LOSS), ""
         return 0, f"{len(lines)} records, each follows from the one before.\n"
     found = app.drill_records(lines)
     if as_json:
@@ -258,7 +275,7 @@ def _boot(configured: Settings, charon_group: str | None) -> int:
     try:
         booted = boot.boot(configured, charon_group)
     except EdgeError as error:
-        return _failed(f"this router is not locked and does not forward: {error}", UNAVAILABLE)
+        return _failed(f"this router is not locked and does not forward: {error}", exits.UNAVAILABLE)
     if booted.clock_lifted_s:
         print(f"The clock was at least {booted.clock_lifted_s:.0f} s behind, and was set forward.")
     if booted.document is None:
@@ -273,11 +290,11 @@ def _down(configured: Settings) -> int:
     try:
         taken = down.take_down(configured)
     except EdgeError as error:
-        return _failed(str(error), UNAVAILABLE)
+        return _failed(str(error), exits.UNAVAILABLE)
     print(f"Forwarding is off, {taken.ike_sas} IKE_SAs are ended, and routes, rules and the table are gone.")
     for failure in taken.failures:
         print(f"Not taken away: {failure}.")
-    return UNAVAILABLE if taken.failures else 0
+    return exits.UNAVAILABLE if taken.failures else 0
 
 
 def _run(configured: Settings) -> int:
@@ -286,7 +303,7 @@ def _run(configured: Settings) -> int:
     except* EdgeError as group:
         # Out of the depth of the nurseries, or bare. A bug beside it goes on its way, with its traceback.
         words = "; ".join(_causes(group))
-    return _failed(words, UNAVAILABLE)
+    return _failed(words, exits.UNAVAILABLE)
 
 
 def _causes(group: BaseExceptionGroup[EdgeError]) -> Iterator[str]:
@@ -297,14 +314,14 @@ def _causes(group: BaseExceptionGroup[EdgeError]) -> Iterator[str]:
             yield str(error)
 
 
-def _status(configured: Settings, as_json: bool, watch: bool) -> int:
-    code = NOT_RUNNING
+def _status(configured: Settings, asked: argparse.Namespace) -> int:
+    code = exits.NOT_RUNNING
     pause = threading.Event()
     try:
         while True:
-            code, text = _report(configured, as_json)
-            if not watch:
-                print(text, end="", flush=True, file=sys.stdout if code in EXIT_CODES.values() else sys.stderr)
+            code, text = _report(configured, asked)
+            if not asked.watch:
+                print(text, end="", flush=True, file=sys.stderr if code in _NO_REPORT else sys.stdout)
                 return code
             print(CLEAR_SCREEN if sys.stdout.isatty() else "", text, sep="", flush=True)
             pause.wait(WATCH_INTERVAL_S)
@@ -320,13 +337,21 @@ def _stop_printing() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _report(configured: Settings, as_json: bool) -> tuple[int, str]:
+def _report(configured: Settings, asked: argparse.Namespace) -> tuple[int, str]:
     """The exit code, and the report or the sentence that says why there is none."""
     try:
         status = app.fetch_status(configured)
     except EdgeError as error:
-        return NO_PERMISSION if error.op == "authorise" else NOT_RUNNING, _sentence(error.cause)
-    return EXIT_CODES[status.severity], _json(status) if as_json else render(status, colour=_in_colour())
+        return exits.NO_PERMISSION if error.op == "authorise" else exits.NOT_RUNNING, _sentence(error.cause)
+    code = exits.BLOCKED if _blocked(status) else EXIT_CODES[status.severity]
+    if asked.json:
+        return code, _json(status)
+    return code, render(status, _in_colour(), None if asked.all else ROWS_MAX, asked.names)
+
+
+def _blocked(status: Status) -> bool:
+    """Has the document's time run out, and does it say that nobody may talk then?"""
+    return any(c.type == "DocumentExpired" and c.severity is Severity.DOWN for c in status.conditions)
 
 
 def _json(report: msgspec.Struct) -> str:

@@ -1,88 +1,125 @@
 """How does a status report read to a person at a terminal?
 
-In: a `Status`. Out: text, at most 80 columns wide, the same for the same report. Everything that has a name and does
-not fit is shortened in its middle, since names differ at their ends; `--json` has it all.
+In: a `Status`. Out: text, at most 80 columns wide, the same for the same report. A hub has thousands of branches and
+pairs and a screen has not: of each table there is a screenful, what needs somebody first, and counts for the rest;
+`rows_max` None has them all, and `only` those rows in which one of its words occurs.
 """
 
 from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 
-from cpe_agent.model.condition import Condition, Severity, Status, UplinkReport
+from cpe_agent.layout import (
+    GAP,
+    NOTHING,
+    PLAIN,
+    WIDTH,
+    Column,
+    ago,
+    clean,
+    in_bytes,
+    labelled,
+    milliseconds,
+    painted,
+    shortened,
+    span,
+    table,
+)
+from cpe_agent.model.advice import ADVICE
+from cpe_agent.model.condition import BundleReport, Condition, Severity, Status, UplinkReport
 
-WIDTH = 80
-# A hub has thousands of branches and pairs; a screen has not.
 ROWS_MAX = 20
 
 VERDICT = {Severity.OK: "healthy", Severity.DEGRADED: "degraded", Severity.DOWN: "down"}
 
-_GAP = 2
-_LABEL_WIDTH = 12
-_NARROWEST = 3
-_NOTHING = "-"
-_GOOD, _DOUBTFUL, _BAD, _BOLD, _PLAIN = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[1m", "\x1b[0m"
+_GOOD, _DOUBTFUL, _BAD, _BOLD = "\x1b[32m", "\x1b[33m", "\x1b[31m", "\x1b[1m"
 _COLOURS = {
     Severity.OK: _GOOD,
     Severity.DEGRADED: _DOUBTFUL,
     Severity.DOWN: _BAD,
 }
-_STATE_COLOURS = {
-    "up": _GOOD,
-    "carried": _GOOD,
-    "in sync": _GOOD,
-    "unknown": _DOUBTFUL,
-    "moving": _DOUBTFUL,
-    "altered": _DOUBTFUL,
-    "down": _BAD,
-    "no path": _BAD,
-}
+_STATE_COLOURS: Mapping[str, str] = MappingProxyType(
+    {
+        "up": _GOOD,
+        "carried": _GOOD,
+        "answering": _GOOD,
+        "unknown": _DOUBTFUL,
+        "moving": _DOUBTFUL,
+        "down": _BAD,
+        "no path": _BAD,
+        "silent": _BAD,
+    }
+)
 
 
-class _Column(msgspec.Struct, frozen=True):
-    """`spare`: left out when the table is too wide. `right`: numbers, which line up at their ends."""
+class _View(msgspec.Struct, frozen=True):
+    colour: bool
+    rows_max: int | None
+    only: tuple[str, ...]
 
-    title: str
-    right: bool = False
-    spare: bool = False
+    def wants(self, cells: Iterable[str]) -> bool:
+        return not self.only or any(word in cell for cell in cells for word in self.only)
+
+    def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str]]) -> list[str]:
+        found = [row for row in rows if self.wants(row)]
+        lines = table(columns, found[: self.rows_max], _STATE_COLOURS if self.colour else MappingProxyType({}))
+        return lines + self.left_off(len(found))
+
+    def left_off(self, count: int) -> list[str]:
+        if self.rows_max is None or count <= self.rows_max:
+            return []
+        return [f"and {count - self.rows_max} more: --all lists them, NAME those with NAME in them"]
+
+    def paint(self, text: str, escape: str) -> str:
+        return painted(text, escape if self.colour else "")
 
 
-def render(status: Status, colour: bool = False) -> str:
+def render(status: Status, colour: bool = False, rows_max: int | None = ROWS_MAX, only: Sequence[str] = ()) -> str:
     """The report, each line ended. With `colour`, escape sequences come on top of the 80 columns."""
+    view = _View(colour, rows_max, tuple(only))
     sections = [
-        _headline(status, colour),
-        _uplinks(status, colour),
-        _paths(status, colour),
-        _bundles(status, colour),
-        _services(status, colour),
-        _peers(status, colour),
-        _pairs(status, colour),
-        _conditions(status.conditions, status.now, colour),
+        _headline(status, view),
+        _uplinks(status, view),
+        _paths(status, view),
+        _bundles(status, view),
+        _services(status, view),
+        _peers(status, view),
+        _pairs(status, view),
+        _conditions(status.conditions, status.now, view),
     ]
     return "\n".join("".join(line.rstrip() + "\n" for line in section) for section in sections if section)
 
 
-def _headline(status: Status, colour: bool) -> list[str]:
+def _headline(status: Status, view: _View) -> list[str]:
     verdict = VERDICT[status.severity]
-    room = WIDTH - len(verdict) - _GAP
-    title = _shortened(f"{_clean(status.site)} ({_clean(status.role)})", room)
-    padded = title.ljust(room + _GAP)
-    if colour:
-        padded, verdict = f"{_BOLD}{padded}{_PLAIN}", f"{_COLOURS[status.severity]}{verdict}{_PLAIN}"
-    running = _span(status.now - status.started)
+    room = WIDTH - len(verdict) - GAP
+    title = shortened(f"{clean(status.site)} ({clean(status.role)})", room)
+    padded = title.ljust(room + GAP)
+    if view.colour:
+        padded, verdict = f"{_BOLD}{padded}{PLAIN}", f"{_COLOURS[status.severity]}{verdict}{PLAIN}"
+    running = span(status.now - status.started)
     lines = [padded + verdict]
-    lines += _labelled("document", _document(status))
+    lines += labelled("document", _document(status))
     contact = status.controller_last_contact
-    lines += _labelled("controller", "no contact yet" if contact is None else f"answered {_ago(status.now - contact)}")
-    lines += _labelled("agent", f"{status.agent_version}, backend {status.backend}, running for {running}")
+    lines += labelled("controller", "no contact yet" if contact is None else f"answered {ago(status.now - contact)}")
+    lines += labelled("agent", f"{status.agent_version}, backend {status.backend}, running for {running}")
     if status.targets:
         altered = [target.name for target in status.targets if not target.in_sync]
-        lines += _labelled("data plane", f"not in sync: {', '.join(altered)}" if altered else "in sync")
+        lines += labelled("data plane", f"not in sync: {', '.join(altered)}" if altered else "in sync")
     if status.dropped_packets:
         drops = (f"{reason} {count}" for reason, count in sorted(status.dropped_packets.items()))
-        lines += _labelled("dropped", f"{', '.join(drops)} packets")
+        lines += labelled("dropped", f"{', '.join(drops)} packets")
+    if status.peers:
+        connected = sum(peer.ike_sas > 0 for peer in status.peers)
+        lines += labelled("branches", f"{connected} of {len(status.peers)} have a tunnel here")
+    if view.rows_max is not None and len(status.pair_packets) > view.rows_max:
+        used = sum(packets > 0 for packets in status.pair_packets.values())
+        carried = f"{sum(status.pair_packets.values())} packets, {in_bytes(sum(status.pair_bytes.values()))}"
+        lines += labelled("pairs", f"{used} of {len(status.pair_packets)} have carried something: {carried}")
     return lines
 
 
@@ -95,19 +132,19 @@ def _document(status: Status) -> str:
     if status.document_expires is None:
         return order
     left_s = status.document_expires - status.now
-    return f"{order}, expires in {_span(left_s)}" if left_s > 0 else f"{order}, expired {_ago(-left_s)}"
+    return f"{order}, expires in {span(left_s)}" if left_s > 0 else f"{order}, expired {ago(-left_s)}"
 
 
-def _uplinks(status: Status, colour: bool) -> list[str]:
+def _uplinks(status: Status, view: _View) -> list[str]:
     metered = any(uplink.remaining_bytes is not None for uplink in status.uplinks)
     columns = (
-        _Column("UPLINK"),
-        _Column("KIND"),
-        _Column("INTERFACE"),
-        _Column("STATE"),
-        _Column("ADDRESS"),
-        *((_Column("LEFT", right=True),) if metered else ()),
-        _Column("GATEWAY", spare=True),
+        Column("UPLINK"),
+        Column("KIND"),
+        Column("INTERFACE"),
+        Column("STATE"),
+        Column("ADDRESS"),
+        *((Column("LEFT", right=True),) if metered else ()),
+        Column("GATEWAY", spare=True),
     )
     rows = [
         (
@@ -115,202 +152,150 @@ def _uplinks(status: Status, colour: bool) -> list[str]:
             uplink.kind,
             uplink.interface,
             "up" if uplink.up else "down",
-            uplink.address or _NOTHING,
+            uplink.address or NOTHING,
             *((_left(uplink),) if metered else ()),
-            uplink.gateway or _NOTHING,
+            uplink.gateway or NOTHING,
         )
         for uplink in status.uplinks
     ]
-    return _table(columns, rows, colour)
+    return view.table(columns, rows)
 
 
 def _left(uplink: UplinkReport) -> str:
     """Of the monthly bytes."""
-    return _NOTHING if uplink.remaining_bytes is None else _bytes(uplink.remaining_bytes)
+    return NOTHING if uplink.remaining_bytes is None else in_bytes(uplink.remaining_bytes)
 
 
-def _paths(status: Status, colour: bool) -> list[str]:
+def _paths(status: Status, view: _View) -> list[str]:
     columns = (
-        _Column("PATH"),
-        _Column("STATE"),
-        _Column("RTT", right=True),
-        _Column("JITTER", right=True),
-        _Column("LOSS", right=True),
-        _Column("READY"),
-        _Column("MTU", right=True, spare=True),
-        _Column("IKE", spare=True),
+        Column("PATH"),
+        Column("STATE"),
+        Column("RTT", right=True),
+        Column("JITTER", right=True),
+        Column("LOSS", right=True),
+        Column("READY"),
+        Column("MTU", right=True, spare=True),
+        Column("IKE", spare=True),
     )
     rows = [
         (
             path.path,
             path.state,
-            _milliseconds(path.rtt_ms),
-            _milliseconds(path.jitter_ms),
-            _NOTHING if path.state == "unknown" else f"{path.loss_percent:.1f} %",
+            milliseconds(path.rtt_ms),
+            milliseconds(path.jitter_ms),
+            NOTHING if path.state == "unknown" else f"{path.loss_percent:.1f} %",
             "yes" if path.ready else "no",
-            _NOTHING if path.mtu is None else str(path.mtu),
-            path.ike or _NOTHING,
+            NOTHING if path.mtu is None else str(path.mtu),
+            path.ike or NOTHING,
         )
         for path in status.paths
     ]
-    return _table(columns, rows, colour)
+    return view.table(columns, rows)
 
 
-def _bundles(status: Status, colour: bool) -> list[str]:
+def _bundles(status: Status, view: _View) -> list[str]:
     columns = (
-        _Column("BUNDLE"),
-        _Column("ACTIVE PATH"),
-        _Column("STATE"),
-        _Column("PAIRS", right=True),
-        _Column("MOVES", right=True),
+        Column("BUNDLE"),
+        Column("ACTIVE PATH"),
+        Column("STATE"),
+        Column("PAIRS", right=True),
+        Column("MOVES", right=True),
+        Column("PACKETS", right=True, spare=True),
+        Column("BYTES", right=True, spare=True),
     )
     rows = [
         (
             bundle.name,
-            bundle.active_path or _NOTHING,
-            "no path" if bundle.active_path is None else "carried" if bundle.installed else "moving",
+            bundle.active_path or NOTHING,
+            _bundle_state(bundle),
             str(len(bundle.pairs)),
             str(sum(bundle.moves.values())),
+            str(sum(status.pair_packets.get(pair, 0) for pair in bundle.pairs)),
+            in_bytes(sum(status.pair_bytes.get(pair, 0) for pair in bundle.pairs)),
         )
         for bundle in status.bundles
     ]
-    return _table(columns, rows, colour)
+    return view.table(columns, rows)
 
 
-def _services(status: Status, colour: bool) -> list[str]:
+def _bundle_state(bundle: BundleReport) -> str:
+    return "no path" if bundle.active_path is None else "carried" if bundle.installed else "moving"
+
+
+def _services(status: Status, view: _View) -> list[str]:
     """Silent ones first."""
-    columns = (_Column("SERVER"), _Column("STATE"), _Column("BEHIND"), _Column("PAIR"))
+    columns = (Column("SERVER"), Column("STATE"), Column("BEHIND"), Column("PAIR"))
     listed = sorted(status.services, key=lambda service: (service.state == "answering", service.pair))
-    rows = [(service.server, service.state, service.peer or _NOTHING, service.pair) for service in listed]
-    return _table(columns, rows, colour)
+    return view.table(columns, [(one.server, one.state, one.peer or NOTHING, one.pair) for one in listed])
 
 
-def _peers(status: Status, colour: bool) -> list[str]:
+def _peers(status: Status, view: _View) -> list[str]:
+    """Absent ones first."""
     columns = (
-        _Column("PEER"),
-        _Column("IKE_SAS", right=True),
-        _Column("CHILD_SAS", right=True),
-        _Column("RECEIVED", right=True),
-        _Column("SENT", right=True),
+        Column("PEER"),
+        Column("STATE"),
+        Column("IKE_SAS", right=True),
+        Column("CHILD_SAS", right=True),
+        Column("RECEIVED", right=True),
+        Column("SENT", right=True),
     )
+    listed = sorted(status.peers, key=lambda peer: peer.ike_sas > 0)
     rows = [
-        (peer.name, str(peer.ike_sas), str(peer.children), _bytes(peer.bytes_in), _bytes(peer.bytes_out))
-        for peer in status.peers
+        (
+            peer.name,
+            "up" if peer.ike_sas else "down",
+            str(peer.ike_sas),
+            str(peer.children),
+            in_bytes(peer.bytes_in),
+            in_bytes(peer.bytes_out),
+        )
+        for peer in listed
     ]
-    return _table(columns, rows, colour)
+    return view.table(columns, rows)
 
 
-def _pairs(status: Status, colour: bool) -> list[str]:
-    columns = (_Column("PAIR"), _Column("PACKETS", right=True), _Column("BYTES", right=True))
+def _pairs(status: Status, view: _View) -> list[str]:
+    """By name; where there are more than fit, those that carried most."""
+    carrier = {pair: bundle.active_path or NOTHING for bundle in status.bundles for pair in bundle.pairs}
+    columns = (
+        Column("PAIR"),
+        *((Column("ACTIVE PATH"),) if carrier else ()),
+        Column("PACKETS", right=True),
+        Column("BYTES", right=True),
+    )
+    listed = sorted(status.pair_packets.items())
+    if view.rows_max is not None and len(listed) > view.rows_max:
+        listed.sort(key=lambda item: -item[1])
     rows = [
-        (pair, str(packets), _bytes(status.pair_bytes[pair]) if pair in status.pair_bytes else _NOTHING)
-        for pair, packets in sorted(status.pair_packets.items())
+        (
+            pair,
+            *((carrier.get(pair, NOTHING),) if carrier else ()),
+            str(packets),
+            in_bytes(status.pair_bytes[pair]) if pair in status.pair_bytes else NOTHING,
+        )
+        for pair, packets in listed
     ]
-    return _table(columns, rows, colour)
+    return view.table(columns, rows)
 
 
-def _conditions(conditions: Iterable[Condition], now: float, colour: bool) -> list[str]:
+def _conditions(conditions: Iterable[Condition], now: float, view: _View) -> list[str]:
     worst_first = list(reversed(VERDICT))
     found = sorted(conditions, key=lambda c: (worst_first.index(c.severity), c.type, c.subject, c.reason))
+    found = [condition for condition in found if view.wants((condition.type, condition.subject, condition.reason))]
     lines = []
-    for condition in found[:ROWS_MAX]:
+    advised: set[str] = set()
+    for condition in found[: view.rows_max]:
         title = " ".join(part for part in (condition.type, condition.subject) if part)
-        lasting = f" (for {_span(now - condition.since)})" if condition.since > 0 else ""
+        lasting = f" (for {span(now - condition.since)})" if condition.since > 0 else ""
         # "ok" is a fact and no fault.
         mark = "i" if condition.severity is Severity.OK else "!"
-        first, *more = textwrap.wrap(
-            _clean(f"{title}: {condition.reason}{lasting}"),
-            WIDTH,
-            initial_indent="  ",
-            subsequent_indent="    ",
-            break_on_hyphens=False,
-        )
-        lines += [_painted(mark, _COLOURS[condition.severity], colour) + first[1:], *more]
-    return lines + _left_off(len(found))
+        first, *more = _wrapped(f"{title}: {condition.reason}{lasting}", "  ", "    ")
+        lines += [view.paint(mark, _COLOURS[condition.severity]) + first[1:], *more]
+        if condition.type not in advised and (advice := ADVICE.get(condition.type, "")):
+            lines += _wrapped(f"What to do: {advice}.", "    ", "      ")
+        advised.add(condition.type)
+    return lines + view.left_off(len(found))
 
 
-def _labelled(label: str, text: str) -> list[str]:
-    indent = " " * _LABEL_WIDTH
-    return textwrap.wrap(_clean(text), WIDTH, initial_indent=label.ljust(_LABEL_WIDTH), subsequent_indent=indent)
-
-
-def _table(columns: Sequence[_Column], rows: Sequence[Sequence[str]], colour: bool) -> list[str]:
-    """Lines with a heading; none if there are no rows."""
-    if not rows:
-        return []
-    shown = [[_clean(cell) for cell in row] for row in rows[:ROWS_MAX]]
-    keep = list(range(len(columns)))
-    widths = {i: max(len(columns[i].title), *(len(row[i]) for row in shown)) for i in keep}
-    while _overflow(widths, keep) > 0 and (spare := [i for i in keep if columns[i].spare]):
-        keep.remove(spare[-1])
-    while _overflow(widths, keep) > 0 and max(widths[i] for i in keep) > _NARROWEST:
-        widths[max(keep, key=lambda i: widths[i])] -= 1
-
-    def line(cells: Mapping[int, str], paint: bool) -> str:
-        fields = []
-        for i in keep:
-            text = _shortened(cells[i], widths[i])
-            padded = text.rjust(widths[i]) if columns[i].right else text.ljust(widths[i])
-            fields.append(_painted(padded, _STATE_COLOURS.get(text, ""), paint and columns[i].title == "STATE"))
-        return (" " * _GAP).join(fields)
-
-    lines = [line({i: columns[i].title for i in keep}, False)]
-    lines += [line(dict(enumerate(row)), colour) for row in shown]
-    return lines + _left_off(len(rows))
-
-
-def _left_off(count: int) -> list[str]:
-    return [f"and {count - ROWS_MAX} more: --json lists all"] if count > ROWS_MAX else []
-
-
-def _overflow(widths: Mapping[int, int], keep: Sequence[int]) -> int:
-    return sum(widths[i] for i in keep) + _GAP * (len(keep) - 1) - WIDTH
-
-
-def _shortened(text: str, width: int) -> str:
-    if len(text) <= width:
-        return text
-    tail = (width - 1) // 2
-    return text[: width - 1 - tail] + "~" + text[len(text) - tail :]
-
-
-def _painted(text: str, escape: str, colour: bool) -> str:
-    return f"{escape}{text}{_PLAIN}" if colour and escape else text
-
-
-def _clean(text: str) -> str:
-    # Reasons quote what came over the network: no escape sequence of somebody else's reaches the terminal.
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def _milliseconds(value: float | None) -> str:
-    return _NOTHING if value is None else f"{value:.1f} ms"
-
-
-def _bytes(count: int) -> str:
-    if count < 1000:
-        return f"{count} B"
-    value = float(count)
-    for unit in ("kB", "MB", "GB", "TB"):
-        value /= 1000
-        # What would be printed as 1000.0 belongs to the next unit.
-        if value < 999.95:
-            return f"{value:.1f} {unit}"
-    return f"{value / 1000:.1f} PB"
-
-
-def _ago(seconds: float) -> str:
-    return f"{_span(seconds)} ago"
-
-
-def _span(seconds: float) -> str:
-    """The two largest units that matter to a person; a clock that was set back gives 0 s."""
-    whole = max(0, int(seconds))
-    days, hours, minutes = whole // 86400, whole // 3600 % 24, whole // 60 % 60
-    if days:
-        return f"{days} d {hours} h"
-    if hours:
-        return f"{hours} h {minutes} min"
-    if minutes:
-        return f"{minutes} min {whole % 60} s"
-    return f"{whole} s"
+def _wrapped(text: str, first: str, others: str) -> list[str]:
+    return textwrap.wrap(clean(text), WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False)

@@ -53,15 +53,16 @@ missing_packages() {
     done
 }
 
-# Debian starts what it installs. A system charon would take UDP 500 and 4500, so its start, and only its, is refused
-# while we install; whatever policy was there before is asked about everything else.
-refuse_strongswan_start() {
+# Debian starts what it installs. A system charon would take UDP 500 and 4500, and a Prometheus server is wanted in the lab
+# alone, so their start, and only theirs, is refused while we install; whatever policy was there before is asked about
+# everything else.
+refuse_start() {
     restore_policy # what a killed run may have left
     if [ -e "$POLICY" ] || [ -L "$POLICY" ]; then mv "$POLICY" "$POLICY_ASIDE"; fi
     cat >"$POLICY" <<POLICY_END
 #!/bin/sh
 # $POLICY_MARK; removed when it ends.
-for word; do case "\$word" in strongswan*|ipsec) exit 101 ;; esac; done
+for word; do case "\$word" in strongswan*|ipsec|prometheus*) exit 101 ;; esac; done
 [ ! -x $POLICY_ASIDE ] || exec $POLICY_ASIDE "\$@"
 exit 0
 POLICY_END
@@ -80,15 +81,21 @@ install_packages() {
 
     say "installing ${#missing[@]} Debian packages (up to two minutes): ${missing[*]}"
     "${apt[@]}" update || say "apt-get update had errors; trying with the package lists that are here"
-    refuse_strongswan_start
+    refuse_start
     "${apt[@]}" install --yes --no-install-recommends "${missing[@]}" </dev/null >"$LOG" 2>&1 9>&- ||
         { cat "$LOG" >&2; fail "apt-get could not install the packages; its words are above."; }
     restore_policy
 
     # Newly installed by us, so nobody configured it: it must not start at the next boot either.
-    if printf '%s\n' "${missing[@]}" | grep -qx charon-systemd && command -v systemctl >/dev/null; then
-        systemctl disable --quiet strongswan.service >/dev/null 2>&1 ||
-            say "could not disable strongswan.service; a system charon may start at the next boot"
+    stay_off charon-systemd strongswan.service "${missing[@]}"
+    stay_off prometheus prometheus.service "${missing[@]}"
+}
+
+stay_off() { # PACKAGE UNIT INSTALLED...
+    local package=$1 unit=$2
+    shift 2
+    if printf '%s\n' "$@" | grep -qx "$package" && command -v systemctl >/dev/null; then
+        systemctl disable --quiet "$unit" >/dev/null 2>&1 || say "could not disable $unit; it may start at the next boot"
     fi
 }
 

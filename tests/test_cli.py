@@ -12,10 +12,10 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cpe_agent import __version__, app, cli, down, newcomer
-from cpe_agent.arguments import USAGE
+from cpe_agent import __version__, app, cli, down, exits, newcomer
 from cpe_agent.core.enrolment import TokenError
-from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Severity, Status
+from cpe_agent.exits import USAGE
+from cpe_agent.model.condition import Condition, DrainAnswer, RollbackAnswer, Severity, Status
 from cpe_agent.ports import EdgeError
 from cpe_agent.render import render
 from cpe_agent.settings import Settings
@@ -67,6 +67,21 @@ class TestStatus:
         assert cli.main(["status", "-c", config]) == code
         assert capsys.readouterr() == (render(status), "")
 
+    def test_a_document_that_has_run_out_and_says_block_is_blocked(
+        self, config: str, report: Says, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        for severity, code in ((Severity.DOWN, exits.BLOCKED), (Severity.DEGRADED, exits.DEGRADED)):
+            report(msgspec.structs.replace(HUB, conditions=(Condition("DocumentExpired", "", "expired", severity),)))
+            assert cli.main(["status", "-c", config]) == code
+            assert "DocumentExpired" in capsys.readouterr().out
+
+    def test_all_and_names(self, config: str, report: Says, capsys: pytest.CaptureFixture[str]) -> None:
+        report(HUB)
+        assert cli.main(["status", "-c", config, "--all"]) == 0
+        assert capsys.readouterr().out == render(HUB, rows_max=None)
+        assert cli.main(["status", "-c", config, "van-03", "isp"]) == 0
+        assert capsys.readouterr().out == render(HUB, only=("van-03", "isp"))
+
     def test_json_is_the_whole_report(self, config: str, report: Says, capsys: pytest.CaptureFixture[str]) -> None:
         report(BRANCH)
         assert cli.main(["status", "--json", "--config", config]) == 2
@@ -83,7 +98,7 @@ class TestStatus:
         self, config: str, report: Says, capsys: pytest.CaptureFixture[str]
     ) -> None:
         report(EdgeError("control", "authorise", "be root"))
-        assert cli.main(["status", "-c", config]) == cli.NO_PERMISSION
+        assert cli.main(["status", "-c", config]) == exits.NO_PERMISSION
         assert capsys.readouterr() == ("", "cpe-agent: be root.\n")
 
     def test_watch_goes_on_until_interrupted_and_through_a_restart(
@@ -150,7 +165,7 @@ class TestRun:
             raise error
 
         monkeypatch.setattr(app, "run", run)
-        assert cli.main(["run", "-c", config]) == cli.UNAVAILABLE
+        assert cli.main(["run", "-c", config]) == exits.UNAVAILABLE
         sentence = "cpe-agent: identity: load: /x.pem is not there: enrol this site, or put it there.\n"
         assert capsys.readouterr() == ("", sentence)
 
@@ -177,7 +192,7 @@ class TestUsage:
     ) -> None:
         path = tmp_path / "agent.yaml"
         path.write_text(CONFIG.replace("van-1", "Van 1"))
-        assert cli.main([command, "-c", str(path)]) == cli.CONFIGURATION
+        assert cli.main([command, "-c", str(path)]) == exits.CONFIGURATION
         said = capsys.readouterr()
         assert said.out == ""
         assert said.err.startswith(f"cpe-agent: {path}: site: ")
@@ -256,7 +271,8 @@ class TestDrain:
         assert msgspec.json.decode(capsys.readouterr().out, type=DrainAnswer) == answer
 
     @pytest.mark.parametrize(
-        ("op", "code"), [("connect", cli.NOT_RUNNING), ("authorise", cli.NO_PERMISSION), ("drain", cli.UNAVAILABLE)]
+        ("op", "code"),
+        [("connect", exits.NOT_RUNNING), ("authorise", exits.NO_PERMISSION), ("drain", exits.UNAVAILABLE)],
     )
     def test_a_refusal_is_one_sentence(
         self,
@@ -278,7 +294,7 @@ class TestRollback:
             (RollbackAnswer((1, 3), (1, 2)), 0, "Document 1.2 is in force again, and 1.3 is given up here."),
             (RollbackAnswer((1, 3), (1, 2), "disk full"), 0, "Warning: a restart of the agent would forget it"),
             (EdgeError("control", "rollback", "there is no document before the one in force"), 1, "no document before"),
-            (EdgeError("control", "connect", "no agent is running"), cli.NOT_RUNNING, "no agent is running"),
+            (EdgeError("control", "connect", "no agent is running"), exits.NOT_RUNNING, "no agent is running"),
         ],
     )
     def test_it_says_what_became_of_it(
@@ -317,9 +333,9 @@ class TestNewcomer:
         ("found", "code", "words"),
         [
             ("van-1", 0, "This box is van-1 now.\n"),
-            (newcomer.NotLetIn("used by another box"), cli.NOT_LET_IN, "used by another box"),
-            (TokenError("the token is damaged"), cli.BAD_DATA, "the token is damaged"),
-            (EdgeError("control", "enroll", "this box is van-2 already"), cli.UNAVAILABLE, "van-2 already"),
+            (newcomer.NotLetIn("used by another box"), exits.NOT_LET_IN, "used by another box"),
+            (TokenError("the token is damaged"), exits.BAD_DATA, "the token is damaged"),
+            (EdgeError("control", "enroll", "this box is van-2 already"), exits.UNAVAILABLE, "van-2 already"),
         ],
     )
     def test_enroll(
@@ -362,5 +378,5 @@ class TestNewcomer:
 
         monkeypatch.setattr(down, "take_down", running)
         monkeypatch.setattr(newcomer, "forget", lambda state_dir: pytest.fail("it was forgotten"))
-        assert cli.main(["reset", "--yes", "-c", config]) == cli.UNAVAILABLE
+        assert cli.main(["reset", "--yes", "-c", config]) == exits.UNAVAILABLE
         assert "another agent is running" in capsys.readouterr().err

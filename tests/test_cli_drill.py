@@ -8,9 +8,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cpe_agent import app, cli
-from cpe_agent.arguments import USAGE
+from cpe_agent import app, cli, exits
 from cpe_agent.core import drill
+from cpe_agent.exits import USAGE
 from cpe_agent.model.drill import DrillMove, DrillProgress, DrillRecord, Stream
 from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings
@@ -44,11 +44,11 @@ def _runs(monkeypatch: pytest.MonkeyPatch, record: DrillRecord | None) -> None:
     ("record", "code"),
     [
         (DONE, 0),
-        (msgspec.structs.replace(DONE, streams=(Stream("centre", "s", 500, 3, 60.0),)), cli.DRILL_LOSS),
-        (msgspec.structs.replace(DONE, moves=(DrillMove("centre", "a", "b", 0.1, None),)), cli.DRILL_LOSS),
-        (msgspec.structs.replace(DONE, outcome="aborted"), cli.DRILL_EARLY),
-        (msgspec.structs.replace(DONE, outcome="interrupted"), cli.DRILL_EARLY),
-        (None, cli.UNAVAILABLE),
+        (msgspec.structs.replace(DONE, streams=(Stream("centre", "s", 500, 3, 60.0),)), exits.DRILL_LOSS),
+        (msgspec.structs.replace(DONE, moves=(DrillMove("centre", "a", "b", 0.1, None),)), exits.DRILL_LOSS),
+        (msgspec.structs.replace(DONE, outcome="aborted"), exits.DRILL_EARLY),
+        (msgspec.structs.replace(DONE, outcome="interrupted"), exits.DRILL_EARLY),
+        (None, exits.UNAVAILABLE),
     ],
 )
 def test_progress_in_words_and_the_exit_code(
@@ -70,7 +70,7 @@ def test_json_is_the_record(config: str, monkeypatch: pytest.MonkeyPatch, capsys
 
 
 @pytest.mark.parametrize(
-    ("op", "code"), [("drill uplink x", cli.DRILL_REFUSED), ("connect", cli.NOT_RUNNING), ("authorise", 77)]
+    ("op", "code"), [("drill uplink x", exits.DRILL_REFUSED), ("connect", exits.NOT_RUNNING), ("authorise", 77)]
 )
 def test_a_refusal_says_why(
     op: str, code: int, config: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
@@ -104,7 +104,7 @@ def test_records_are_printed_and_checked(
     assert cli.main(["drill", "--check", "-c", config]) == 0
     assert "2 records" in capsys.readouterr().out
     monkeypatch.setattr(app, "drill_lines", lambda settings: (first.replace(b"wired", b"wires"), second))
-    assert cli.main(["drill", "--check", "-c", config]) == cli.DRILL_LOSS
+    assert cli.main(["drill", "--check", "-c", config]) == exits.DRILL_LOSS
     assert "line 2 does not follow" in capsys.readouterr().err
     monkeypatch.setattr(app, "drill_lines", lambda settings: ())
     assert cli.main(["drill", "--records", "-c", config]) == 0

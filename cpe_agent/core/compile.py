@@ -13,7 +13,7 @@ from collections.abc import Mapping
 
 import msgspec
 
-from cpe_agent.core import wanted_policies, wanted_tunnels
+from cpe_agent.core import lans, wanted_policies, wanted_tunnels
 from cpe_agent.core.uplinks import ResolvedUplink, interfaces, resolve
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.core.wanted_routes import routes
@@ -59,11 +59,7 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
     """The same, taking from `before` what has not changed. Raises `DocumentError`."""
     uplinks, conditions = resolve(document, links)
     bound = interfaces(document, links)
-    missing = [
-        Condition("LanMissing", lan.name, f"there is no interface {lan.interface}")
-        for lan in document.lans
-        if lan.interface and lan.interface not in links.by_name
-    ]
+    missing = [*lans.conditions(document, links)]
     if site.backend is Backend.USERLAND and site.backend.device not in links.by_name:
         # charon makes it when it starts, and only then: a charon that lives on without it carries nothing.
         device = site.backend.device

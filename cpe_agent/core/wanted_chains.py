@@ -7,9 +7,9 @@ Pure. Theory of operation:
   up, also of established flows, so a pair that goes takes its flows with it.
 - The router itself is reached through a tunnel only for probes, by pairs that name its site address, and by the answers
   of servers that it asks for itself (pairs with a probe: from one address to one server, nothing else); from a LAN for
-  neighbour discovery, echo and what `management` lists; from an uplink for IKE on a hub, and for what a working host
-  needs. What claims a protected address and did not come through a tunnel is dropped before "established" is asked:
-  a forged echo reply in cleartext must never keep a dead path up.
+  neighbour discovery, echo, DHCP and what `management` lists; from an uplink for IKE on a hub, and for what a working
+  host needs. What claims a protected address and did not come through a tunnel is dropped before "established" is
+  asked: a forged echo reply in cleartext must never keep a dead path up.
 - Everything else is dropped by the chain's policy and by a final rule as well: a base chain that is being replaced
   accepts until its policy is committed, the rule does not.
 - What is dropped is counted by reason, and a sample of it is logged: each reason has one limit of its own, so that a
@@ -174,6 +174,9 @@ def _from_lan() -> list[str]:
     return [
         "icmp type echo-request accept",
         "icmpv6 type { echo-request, nd-router-solicit } accept",
+        # Hosts ask for an address before they have one. Who gives it (a DHCP server on the router, or none) is the
+        # operator's matter, and nothing is forwarded for it.
+        "udp sport 68 udp dport 67 accept",
         *_management(),
     ]
 

@@ -12,7 +12,7 @@ from cpe_agent.core.certificate import Life
 from cpe_agent.core.health import Track
 from cpe_agent.core.pathmtu import Target
 from cpe_agent.core.steer import Steering
-from cpe_agent.model.condition import Condition, ServiceReport
+from cpe_agent.model.condition import Condition, Outages, ServiceReport
 from cpe_agent.model.confirmation import Rejection
 from cpe_agent.model.dataplane import Dataplane, Path
 from cpe_agent.model.document import Document
@@ -89,7 +89,7 @@ class Cells:
     """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew);
     clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets,
     duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); broken (loops.ipsec);
-    active, moves, steering, measure (loops.steering); usages, budgets, overhead (loops.metering); own_uplink
+    active, moves, steering, measure, outages (loops.steering); usages, budgets, overhead (loops.metering); own_uplink
     (loops.own_way); services (loops.services); taken_out (loops.drill); charon_care (loops.charon_care)."""
 
     def __init__(self) -> None:
@@ -113,6 +113,7 @@ class Cells:
         # All that steering remembers, for reports; and which paths it wants probed at the quick pace.
         self.steering: Cell[Steering] = Cell(Steering())
         self.measure: Cell[frozenset[Path]] = Cell(frozenset())
+        self.outages: Cell[Outages] = Cell(Outages())
         self.silent: Cell[tuple[Condition, ...]] = Cell(())
         self.budgets: Cell[dict[str, Budget]] = Cell({})
         self.usages: Cell[dict[str, Usage]] = Cell({})

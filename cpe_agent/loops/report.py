@@ -99,6 +99,7 @@ class Reporter:
             document_confirmed=not cells.standing.value.pending,
             certificate_expires=life.not_after_s if (life := cells.certificate.value) is not None else None,
             services=cells.services.value.reports,
+            outages=cells.outages.value,
         )
 
     @property

@@ -1,5 +1,6 @@
-"""Where does each bundle travel? Steps core.steer at every verdict, when it asked to be asked again, and a few times a
-second, since how good a path is shows in samples that ring no bell."""
+"""Where does each bundle travel, and how long was it away? Steps core.steer and core.outages at every verdict, when
+steering asked to be asked again, and a few times a second, since how good a path is shows in samples that ring no bell.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import math
 
 import trio
 
+from cpe_agent.core import outages
 from cpe_agent.core.steer import Steering, View, step
 from cpe_agent.core.tunnels import carrying
 from cpe_agent.log import get_logger
@@ -23,6 +25,7 @@ async def steer_bundles(cells: Cells) -> None:
     """For ever: the active Cell follows the verdicts."""
     bell = Bell()
     steering = Steering()
+    watch = outages.Watch()
     wake_at = math.inf
     facts = (cells.plan, cells.verdicts, cells.charon, cells.budgets, cells.services, cells.taken_out)
     async with trio.open_nursery() as nursery:
@@ -34,13 +37,16 @@ async def steer_bundles(cells: Cells) -> None:
             # Before charon was asked nobody knows what it carries: deciding now could move what need not move.
             if plan is None or charon is None:
                 continue
-            bundles = plan.dataplane.bundles
+            bundles, tracks = plan.dataplane.bundles, cells.verdicts.value.tracks
+            carried = carrying(bundles, charon)
+            watch = outages.step(watch, (bundle.name for bundle in bundles), carried, tracks, trio.current_time())
+            cells.outages.set(watch.seen)
             decision = step(
                 steering,
                 bundles,
                 View(
-                    cells.verdicts.value.tracks,
-                    carrying(bundles, charon),
+                    tracks,
+                    carried,
                     cells.budgets.value,
                     cells.services.value.failing,
                     cells.taken_out.value,

@@ -109,6 +109,18 @@ class TargetReport(msgspec.Struct, frozen=True):
     error: str
 
 
+# What a nurse does not feel, what a call survives, what people telephone about.
+OUTAGE_BOUNDS_S = (0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0, 1800.0)
+
+
+class Outages(msgspec.Struct, frozen=True):
+    """How many outages of bundles have ended since the agent started: `counts` of those up to each of `OUTAGE_BOUNDS_S`
+    (and longer than the one before), the last of those that were longer than all; `sum_s` of their lengths."""
+
+    counts: tuple[int, ...] = (0,) * (len(OUTAGE_BOUNDS_S) + 1)
+    sum_s: float = 0.0
+
+
 class DrainAnswer(msgspec.Struct, frozen=True):
     """What became of `drain` or `undrain`. `changed`: it was not so before. `serving`: the ready addresses answer now;
     `in_the_way`: why not, apart from `drained`. `warning`: what the operator must know, or ""."""
@@ -156,6 +168,7 @@ class Status(msgspec.Struct, frozen=True):
     clock_trusted: bool = True
     certificate_expires: float | None = None
     services: tuple[ServiceReport, ...] = ()
+    outages: Outages | None = None
 
     @property
     def severity(self) -> Severity:

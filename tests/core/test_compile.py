@@ -349,6 +349,28 @@ def test_a_missing_lan_interface_is_a_condition() -> None:
     assert {(c.type, c.subject) for c in about} == {("LanMissing", "wards"), ("LanMissing", "wards6")}
 
 
+@pytest.mark.parametrize(
+    ("addresses", "unaddressed"),
+    [
+        (("10.101.0.1/24", "fd00:101::1/64"), set()),
+        (("10.101.0.1/24",), {"wards6"}),
+        (("192.168.1.1/24", "fd00:101::1/64"), {"wards"}),
+        ((), {"wards", "wards6"}),
+    ],
+)
+def test_a_lan_without_an_address_of_its_own_is_a_condition(addresses: tuple[str, ...], unaddressed: set[str]) -> None:
+    found = links(WIRED, LTE, documents.IPSEC, link("lan0", *addresses))
+    _, about = compile_dataplane(branch(), found, BRANCH)
+    assert {(c.type, c.subject) for c in about} == {("LanUnaddressed", name) for name in unaddressed}
+    assert all("lan0 has no address in" in c.reason for c in about)
+
+
+def test_a_lan_behind_a_router_needs_no_address_here() -> None:
+    lab = Lan("lab", "10.131.0.0/24", "lan0", via="10.101.0.254")
+    _, about = compile_dataplane(branch(lans=(*branch().lans, lab)), LINKS, BRANCH)
+    assert about == ()
+
+
 def test_a_missing_tunnel_device_is_a_condition() -> None:
     _, about = compile_dataplane(branch(), links(WIRED, LTE, LAN), BRANCH)
     assert ("TunnelDeviceMissing", "ipsec0") in {(c.type, c.subject) for c in about}

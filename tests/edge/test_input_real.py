@@ -76,7 +76,7 @@ HUB = (
     Knock(UPLINK, "10.255.101.1", PROBE, ICMP, 0, False),
     Knock(UPLINK, STRANGER, SITE, TCP, 22, False),
     Knock(UPLINK, STRANGER, SERVERS, UDP, 4500, False),
-    # The LAN: echo, neighbours, and whom `management` lists.
+    # The LAN: echo, neighbours, DHCP, and whom `management` lists.
     Knock(LAN, "10.10.0.9", SERVERS, ICMP, 0, True),
     Knock(LAN, "fd00:10::9", OWN_6, ICMP6, 0, True),
     Knock(LAN, "10.10.0.8", SERVERS, TCP, 22, True),
@@ -89,6 +89,8 @@ HUB = (
     Knock(LAN, "10.10.0.9", SERVERS, OSPF, 0, False),
     Knock(LAN, "10.10.0.9", SERVERS, UDP, 4500, False),
     Knock(LAN, "10.10.0.9", SERVERS, UDP, 53, False),
+    Knock(LAN, "10.10.0.9", SERVERS, UDP, 67, True, sport=68),
+    Knock(LAN, "10.10.0.9", SERVERS, UDP, 67, False),
     # Tunnels: probes, management, and pairs that name the site's address.
     Knock(TUNNEL, "10.255.101.1", PROBE, ICMP, 0, True),
     Knock(TUNNEL, "10.255.101.1", READY, ICMP, 0, True),
@@ -110,6 +112,9 @@ BRANCH = (
     Knock(LAN, BRANCH_HOST, BRANCH_LAN, ICMP, 0, True),
     Knock(LAN, BRANCH_HOST, BRANCH_LAN, TCP, 22, False),
     Knock(LAN, BRANCH_HOST, BRANCH_LAN, UDP, 4500, False),
+    # A renewal; before it has an address, a host asks from 0.0.0.0 (tests/edge/test_networkd.py).
+    Knock(LAN, BRANCH_HOST, BRANCH_LAN, UDP, 67, True, sport=68),
+    Knock(UPLINK, STRANGER, PUBLIC, UDP, 67, False, sport=68),
     Knock(TUNNEL, PROBE, "10.255.101.1", ICMP, 0, True),
     Knock(TUNNEL, "10.10.0.5", "10.255.0.101", TCP, 22, False),
 )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,11 +16,17 @@ from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 from prometheus_client.parser import text_string_to_metric_families
 
-from cpe_agent.edge.metrics import CONNECTIONS_MAX, EXCHANGE_S, exposition, serve_metrics
-from cpe_agent.model.condition import ServiceReport, Status
+from cpe_agent.core.wanted_chains import INIT_DROPPED, SOME_DROPPED
+from cpe_agent.edge.exposition import exposition
+from cpe_agent.edge.metric_table import METRICS, metrics_page
+from cpe_agent.edge.metrics import CONNECTIONS_MAX, EXCHANGE_S, serve_metrics
+from cpe_agent.model.advice import ADVICE
+from cpe_agent.model.condition import OUTAGE_BOUNDS_S, Condition, Outages, PeerReport, ServiceReport, Status
 from cpe_agent.ports import EdgeError
 from tests.reports import BLANK, BRANCH, HUB, NOW
 
+ROOT = Path(__file__).parent.parent.parent
+SERVICES = (ServiceReport("records", "centre+cloud", "10.10.0.10 (echo)", "answering", "centre"),)
 Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 
 
@@ -47,6 +55,8 @@ class TestExposition:
         assert parsed(exposition(BRANCH)) == samples(
             ("build_info", {"version": "0.1.0", "backend": "userland"}, 1),
             ("document_info", {"site": "hospital-1", "role": "branch", "epoch": "1", "version": "42"}, 1),
+            ("start_timestamp_seconds", {}, NOW - 11_525),
+            ("document_issued_timestamp_seconds", {}, NOW - 84 * 86_400),
             ("document_expiry_timestamp_seconds", {}, NOW + 6 * 86_400 + 10_900),
             ("clock_trusted", {}, 1),
             ("controller_last_contact_timestamp_seconds", {}, NOW - 4),
@@ -71,6 +81,8 @@ class TestExposition:
             ("peer_ready", {"peer": "centre"}, 1),
             ("ike_sas", {"state": "established"}, 1),
             ("ike_sas", {"state": "connecting"}, 1),
+            ("bundle_up", {"bundle": "centre+cloud"}, 1),
+            ("bundle_up", {"bundle": "cloud/voice"}, 0),
             ("bundle_active_path_info", {"bundle": "centre+cloud", "path": "wired.centre.a"}, 1),
             ("bundle_moves_total", {"bundle": "centre+cloud", "reason": "adopted"}, 1),
             ("bundle_moves_total", {"bundle": "centre+cloud", "reason": "path_down"}, 2),
@@ -90,12 +102,72 @@ class TestExposition:
     def test_a_hub_counts_its_branches_and_names_no_pair(self) -> None:
         found = parsed(exposition(HUB))
         assert found[("cpe_agent_ike_sas", frozenset({("state", "established")}))] == 46
-        assert not [name for name, _ in found if "pair" in name]
+        assert found[("cpe_agent_peers", frozenset({("state", "connected")}))] == 23
+        assert found[("cpe_agent_pair_packets_total", frozenset())] == 10
+        assert found[("cpe_agent_pair_bytes_total", frozenset())] == 840
         assert found[("cpe_agent_dataplane_in_sync", frozenset())] == 1
+
+    def test_outages_are_a_histogram(self) -> None:
+        outages = Outages((2, 0, 1, *([0] * 8), 1), 4000.5)
+        found = parsed(exposition(msgspec.structs.replace(BRANCH, outages=outages)))
+        name = "cpe_agent_outage_seconds"
+        buckets = {dict(labels)["le"]: value for (kind, labels), value in found.items() if kind == f"{name}_bucket"}
+        assert list(buckets.items())[:4] == [("0.1", 2), ("0.25", 2), ("0.5", 3), ("1.0", 3)]
+        assert list(buckets) == [*map(str, OUTAGE_BOUNDS_S), "+Inf"]
+        assert (buckets["1800.0"], buckets["+Inf"], found[(f"{name}_count", frozenset())]) == (3, 4, 4)
+        assert found[(f"{name}_sum", frozenset())] == 4000.5
+
+    def test_a_hub_of_2000_branches_has_few_series(self) -> None:
+        """With everything that a hub may say at once: 10,000 pairs, every reason, every condition."""
+        peers = tuple(PeerReport(f"van-{number:04}", number % 3, 4, number, 999) for number in range(2000))
+        pairs = {f"van-{number // 5:04}-{number % 5}": number for number in range(10_000)}
+        conditions = tuple(
+            Condition(type_, f"van-{number:04}", "something") for number in range(2000) for type_ in sorted(ADVICE)
+        )
+        drops = dict.fromkeys(
+            (*SOME_DROPPED, *INIT_DROPPED, "unlisted", "tunnel_input", "lan_input", "uplink_input"), 1
+        )
+        hub = msgspec.structs.replace(
+            HUB,
+            peers=peers,
+            pair_packets=pairs,
+            pair_bytes=pairs,
+            conditions=conditions,
+            dropped_packets=drops,
+            outages=Outages(),
+            paths=BRANCH.paths * 4,
+            bundles=BRANCH.bundles,
+        )
+        hub = msgspec.structs.replace(
+            hub, paths=tuple(msgspec.structs.replace(p, path=f"{p.path}-{i}") for i, p in enumerate(hub.paths))
+        )
+        text = exposition(hub)
+        found = parsed(text)
+        assert len(found) < 200
+        assert b"van-" not in text
+        assert len(text) < 40_000
+
+    def test_every_metric_is_in_the_table_and_the_table_in_the_page(self) -> None:
+        seen: set[str] = set()
+        whole = msgspec.structs.replace(BRANCH, outages=Outages(), certificate_expires=NOW, services=SERVICES)
+        limited = msgspec.structs.replace(HUB, dropped_packets={"ike_init_all": 1})
+        for status in (whole, limited, BLANK):
+            for family in text_string_to_metric_families(exposition(status).decode()):
+                name = family.name.removeprefix("cpe_agent_")
+                described = METRICS[name]
+                seen.add(name)
+                assert (family.type, family.documentation) == (described.kind, described.about)
+                for sample in family.samples:
+                    labels = set(sample.labels) - {"le"}
+                    assert labels in (set(described.labels), set()), sample
+        assert seen == set(METRICS), "each one is really made"
+        page = (ROOT / "docs" / "METRICS.md").read_text()
+        assert page == metrics_page(), "python -m cpe_agent.edge.metric_table > docs/METRICS.md"
 
     def test_a_site_that_knows_nothing_says_nothing(self) -> None:
         assert parsed(exposition(BLANK)) == samples(
             ("build_info", {"version": "0.1.0", "backend": "userland"}, 1),
+            ("start_timestamp_seconds", {}, NOW - 2),
             ("clock_trusted", {}, 1),
             ("condition", {"type": "NoDocument"}, 1),
         )
@@ -213,6 +285,14 @@ class TestServer:
         async with serving() as port:
             with pytest.raises(EdgeError, match=rf"nothing can listen on 127\.0\.0\.1 port {port}: .*in use"):
                 await serve_metrics("127.0.0.1", port, branch)
+
+    async def test_an_address_that_is_not_there_yet_is_listened_on(self) -> None:
+        """An overlay address comes with the document, a LAN's with its interface."""
+        async with trio.open_nursery() as nursery:
+            assert await nursery.start(serve_metrics, "192.0.2.77", 0, branch) > 0
+            if socket.has_ipv6:
+                assert await nursery.start(serve_metrics, "2001:db8::77", 0, branch) > 0
+            nursery.cancel_scope.cancel()
 
     async def test_a_silent_client_is_dropped(self, autojump_clock: trio.testing.MockClock) -> None:
         async with serving() as port, await trio.open_tcp_stream("127.0.0.1", port) as stream:

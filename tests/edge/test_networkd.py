@@ -1,0 +1,166 @@
+"""Are the files of configs/ right for a router, and does the agent find the uplinks and the LAN that they make?
+
+Real systemd-networkd at both ends: the router with our files, the providers and a host with the test's own.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cpe_agent.core import lans
+from cpe_agent.core.uplinks import resolve
+from cpe_agent.model.document import Lan, Uplink
+from cpe_agent.model.observed import Links
+from tests.core import documents
+from tests.lab.container import Container, wait_until
+from tests.lab.networkd import Networkd, addresses
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILES = {file.name: file.read_text() for file in sorted((CONFIGS / "networkd").iterdir()) if file.is_file()}
+CONF = {file.name: file.read_text() for file in sorted((CONFIGS / "networkd/networkd.conf.d").iterdir())}
+
+SETTLED_S = 20.0
+WIRES = (
+    ("router", "wan0", "provider", "p0"),
+    ("router", "wan1", "provider", "p1"),
+    ("router", "dsl0", "provider", "p2"),
+    ("router", "ppp0", "provider", "p3"),
+    ("router", "wwan0", "provider", "p4"),
+    ("router", "lan0", "host", "eth0"),
+)
+_OFFERS = "DHCPServer=yes\nIPv6AcceptRA=no\n[DHCPServer]\nEmitRouter=yes\nEmitDNS=no\nPoolOffset=4\nPoolSize=4\n"
+PROVIDER = {
+    "p0.network": f"[Match]\nName=p0\n[Network]\nAddress=203.0.113.17/28\n{_OFFERS}",
+    "p1.network": "[Match]\nName=p1\n[Network]\nAddress=198.51.100.1/28\n",
+    "p4.network": f"[Match]\nName=p4\n[Network]\nAddress=100.64.1.1/24\n{_OFFERS}",
+}
+HOST = {"eth0.network": "[Match]\nName=eth0\n[Network]\nDHCP=ipv4\n[DHCPv4]\nClientIdentifier=mac\n"}
+# What networkd says of a line that it does not take, and of a file.
+NOT_TAKEN = re.compile(r".*(?:ignoring|Failed to (?:parse|load)|Unknown|Invalid).*", re.IGNORECASE)
+UPLINKS = {
+    "dhcp": Uplink("wired", 1, "10.255.101.1", interface="wan0"),
+    "static": Uplink("wired", 2, "10.255.101.2", interface="wan1"),
+    "dsl": Uplink("wired", 3, "10.255.101.3"),
+    "lte": Uplink("cellular", 4, "10.255.101.4"),
+}
+DOCUMENT = documents.branch(uplinks=UPLINKS, lans=(Lan("ward", documents.OWN_LAN, "lan0"),), pairs=())
+# In the router: every interface as the agent reads it.
+_READ = """
+import sys, msgspec, pyroute2
+from cpe_agent.edge.linkwatch import read_links
+with pyroute2.IPRoute() as kernel:
+    sys.stdout.buffer.write(msgspec.json.encode(read_links(kernel)))
+"""
+
+
+@pytest.fixture(scope="module")
+def container() -> Iterator[Container]:
+    with Container("networkd") as made:
+        for namespace in ("router", "provider", "host"):
+            made.run(["ip", "netns", "add", namespace])
+        for near, interface, far, other in WIRES:
+            argv = ["ip", "link", "add", interface, "netns", near, "type", "veth", "peer", other, "netns", far]
+            made.run(argv)
+        yield made
+
+
+def seen(container: Container) -> Links:
+    said = container.run([sys.executable, "-c", _READ], namespace="router").stdout
+    return msgspec.json.decode(said, type=Links)
+
+
+def dial(container: Container) -> None:
+    """What pppd leaves behind when the session of configs/pppoe/uplink is up."""
+    for words in (
+        "link set ppp0 up",
+        "addr add 192.0.2.7 peer 192.0.2.1/32 dev ppp0",
+        "route add default dev ppp0 metric 120",
+    ):
+        container.run(["ip", *words.split()], namespace="router")
+    container.run(["ip", "link", "set", "p3", "up"], namespace="provider")
+    container.run(["ip", "link", "set", "p2", "up"], namespace="provider")
+
+
+@pytest.fixture(scope="module")
+def router(container: Container) -> Iterator[Networkd]:
+    """Before it starts, everything is missing; then everything is there."""
+    started = [
+        Networkd(container, namespace, files)
+        for namespace, files in (("provider", PROVIDER), ("router", FILES), ("host", HOST))
+    ]
+    links = seen(container)
+    assert resolve(DOCUMENT, links)[0] == ()
+    assert {(c.type, c.subject) for c in lans.conditions(DOCUMENT, links)} == {("LanUnaddressed", "ward")}
+    for one in started:
+        one.start()
+    dial(container)
+    wait_until("all uplinks are there", lambda: len(resolve(DOCUMENT, seen(container))[0]) == len(UPLINKS), SETTLED_S)
+    yield started[1]
+    for one in started:
+        one.stop()
+
+
+def test_networkd_takes_every_line(router: Networkd) -> None:
+    assert NOT_TAKEN.findall(router.said()) == []
+
+
+def test_a_line_that_it_does_not_take_would_be_told(container: Container) -> None:
+    container.run(["ip", "netns", "add", "wrong"])
+    wrong = Networkd(container, "wrong", {"x.network": FILES["50-lan.network"].replace("PoolOffset", "PoolStart")})
+    wrong.start()
+    assert any("PoolStart" in line for line in NOT_TAKEN.findall(wrong.said())), wrong.said()
+    wrong.stop()
+
+
+def test_the_agent_finds_every_uplink(container: Container, router: Networkd) -> None:
+    usable, conditions = resolve(DOCUMENT, seen(container))
+    assert [(up.name, up.interface, up.leads_out) for up in usable] == [
+        ("dhcp", "wan0", True),
+        ("static", "wan1", True),
+        ("dsl", "ppp0", True),
+        ("lte", "wwan0", True),
+    ]
+    assert {(c.type, c.subject) for c in conditions} == {("UplinkFound", "dsl"), ("UplinkFound", "lte")}
+    assert usable[1].addresses[4].address == "198.51.100.10"
+    assert [up.gateways[4] for up in usable] == ["203.0.113.17", "198.51.100.1", "", "100.64.1.1"]
+
+
+def test_hosts_of_the_lan_get_an_address_a_gateway_and_a_name_server(container: Container, router: Networkd) -> None:
+    wait_until("the host has an address", lambda: addresses(container, "host", "eth0"), SETTLED_S)
+    [address] = addresses(container, "host", "eth0")
+    assert re.fullmatch(r"10\.101\.0\.1\d\d/24", address)
+    assert "via 10.101.0.1 " in container.run(["ip", "route", "show", "default"], namespace="host").stdout
+    lease = container.path("/run/networkd-host/netif/leases")
+    assert "DNS=10.50.0.10" in "".join(file.read_text() for file in lease.iterdir())
+    assert lans.conditions(DOCUMENT, seen(container)) == ()
+
+
+@pytest.mark.parametrize("conf", [CONF, {}], ids=["with our drop-in", "without"])
+def test_a_restart_of_networkd_leaves_the_agents_rules_and_routes(
+    container: Container, router: Networkd, conf: dict[str, str]
+) -> None:
+    router.stop()
+    directory = container.path("/run/networkd-router/networkd.conf.d")
+    for file in directory.iterdir():
+        file.unlink()
+    for name, text in conf.items():
+        (directory / name).write_text(text)
+    ours = (
+        "rule add iif lan0 lookup 4242 priority 150 protocol 155",
+        "route add unreachable default table 4242 proto 155",
+    )
+    for words in ours:
+        container.run(["ip", *words.split()], namespace="router", check=False)
+    router.start()
+    wait_until("an uplink has its lease again", lambda: "wan0: DHCPv4 address" in router.said(), SETTLED_S)
+    rule = container.run(["ip", "rule", "show", "priority", "150"], namespace="router").stdout
+    assert bool(rule) == bool(conf), "this is what the drop-in is for"
+    if conf:
+        assert container.run(["ip", "route", "show", "table", "4242"], namespace="router").stdout
+    assert NOT_TAKEN.findall(router.said()) == []

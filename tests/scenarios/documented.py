@@ -1,0 +1,127 @@
+"""How is a command of the README and docs run as it stands there?
+
+Two beds. `Sites`: a whole lab, where a command is typed at the shell of a site, or of the controller's machine.
+`Alone`: a machine with nothing but the controller's commands, and the directories that they are told to use. In both,
+`cpe-agent` and `cpe-controller` are the real ones, started by a line of shell that says where this machine's settings
+are; nothing else of what is written is changed, but a token is the one that was made last.
+"""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from typing import IO
+
+from cpe_agent.model.condition import Severity, Status
+from tests.lab import watch
+from tests.lab.container import REPOSITORY, Completed, Container, Process, wait_until
+from tests.lab.lab import CONTROLLER_STATE, Lab
+
+# Pages whose commands tests/scenarios/test_documented.py runs, all but those that others run. The other README has the
+# same commands, which tests/docs holds to be so.
+HERE = frozenset(
+    {
+        "README.md",
+        "README.zh-CN.md",
+        "docs/API.md",
+        "docs/CONTROLLER.md",
+        "docs/OPERATOR.md",
+        "docs/QUICKSTART.md",
+        "docs/TROUBLESHOOTING.md",
+    }
+)
+# Who runs the rest: a test, or a file with these words in it.
+BY_OTHERS = {
+    "make demo": "tests/scenarios/test_documented.py::test_make_demo",
+    "make test": ".ci/run::exec make test",
+    "make lab": "tests/scenarios/test_documented.py::test_make_lab_and_what_it_says",
+}
+TOKEN = "cpe1.eyJu..."
+BIN = "/run/bin"
+WORK = "/run/work"
+UP_S = 40.0
+# A drill holds still for some seconds before and after.
+COMMAND_S = 90.0
+
+
+def _tool(container: Container, name: str, script: str) -> None:
+    path = container.path(f"{BIN}/{name}")
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(f"#!/bin/sh\n{script}\n")
+    path.chmod(0o755)
+
+
+def typed(text: str) -> list[str]:
+    """`text` at a shell, in the directory where its files are."""
+    return ["sh", "-c", f"PATH={BIN}:$PATH; cd {WORK} || exit 99; {text}"]
+
+
+class Sites:
+    """A running lab. Every site is whole before a command is typed there, unless its agent was stopped for it."""
+
+    def __init__(self, lab: Lab) -> None:
+        self.lab = lab
+        self.token = ""
+        _tool(
+            lab.container, "cpe-controller", f'exec {sys.executable} -m cpe_controller --state {CONTROLLER_STATE} "$@"'
+        )
+        agent = f'name=$1; shift; exec {sys.executable} -m cpe_agent "$name" --config "/run/$SITE/agent.yaml" "$@"'
+        _tool(lab.container, "cpe-agent", agent)
+        lab.path(WORK).mkdir(exist_ok=True)
+
+    def run(self, text: str, site: str) -> Completed:
+        """At the shell of `site`; a command of the controller at the controller's."""
+        words = text.replace(TOKEN, self.token).replace("/run/cpe-charon/vici", f"/run/{site}/charon.vici")
+        place = self.lab.network.controller if text.startswith("cpe-controller ") else site
+        env = {"SITE": site, "no_proxy": "*"}
+        return self.lab.container.run(typed(words), namespace=place, timeout_s=COMMAND_S, check=False, env=env)
+
+    def settle(self, site: str) -> None:
+        """Wait until nothing is wrong there, and nothing on trial."""
+        watch.wait_for(self.lab, site, "is whole", _whole, UP_S)
+
+
+def _whole(report: Status) -> bool:
+    return report.severity is Severity.OK and watch.all_up(report) and watch.confirmed(report)
+
+
+class Alone:
+    """A machine for the controller: its /var/lib and /media are empty, and `controller.example` is itself."""
+
+    def __init__(self, container: Container) -> None:
+        self.container = container
+        self._serving: Process | None = None
+        hosts = container.path("/run/hosts")
+        hosts.write_text("127.0.0.1 localhost controller.example\n")
+        for command in (
+            "mount -t tmpfs none /var/lib",
+            "mount -t tmpfs none /media",
+            "mount --bind /run/hosts /etc/hosts",
+            f"mkdir -p /media/safe /run/cpe-controller {WORK}/docs",
+            f"cp {REPOSITORY}/configs/network.yaml {WORK}",
+            f"ln -s {REPOSITORY}/.venv {WORK}/.venv",
+        ):
+            container.run(shlex.split(command))
+        _tool(container, "cpe-controller", f'exec {sys.executable} -m cpe_controller "$@"')
+
+    def run(self, text: str) -> Completed:
+        if text == "cpe-controller serve":
+            self.serve()
+            return Completed((text,), 0, "", "")
+        return self.container.run(typed(text), timeout_s=COMMAND_S, check=False, env={"no_proxy": "*"})
+
+    def serve(self) -> None:
+        """As a service is: until somebody ends it."""
+        log: IO[bytes]
+        with open(self.container.path("/run/lab/logs/controller.log"), "wb") as log:
+            self._serving = self.container.spawn(typed("exec cpe-controller serve"), stdout=log)
+        socket = self.container.path("/run/cpe-controller/control.sock")
+        wait_until("the controller takes commands", socket.exists, UP_S)
+
+    def end(self) -> None:
+        if self._serving is not None:
+            self._serving.signal(signal.SIGTERM)
+            self._serving.wait(UP_S)
+            self._serving.close()
+            self._serving = None
