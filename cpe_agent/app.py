@@ -14,7 +14,7 @@ import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.comparison import charon_port, read_ca, signing_keys
+from cpe_agent.comparison import authorities, charon_port, signing_keys
 from cpe_agent.core import drill
 from cpe_agent.core.certificate import Life
 from cpe_agent.core.compile import Site
@@ -26,7 +26,7 @@ from cpe_agent.edge.control import ask, serve_control
 from cpe_agent.edge.controller import HttpsController
 from cpe_agent.edge.credentials import Credentials
 from cpe_agent.edge.early import EarlyEsp
-from cpe_agent.edge.identity import Identity, load_identity
+from cpe_agent.edge.identity import Identity, load_identity, vouched_by
 from cpe_agent.edge.ipsecwatch import KernelIpsecPort
 from cpe_agent.edge.metrics import serve_metrics
 from cpe_agent.edge.names import Names
@@ -60,6 +60,7 @@ from cpe_agent.loops.report import Reporter
 from cpe_agent.loops.services import ServiceProbing
 from cpe_agent.loops.steering import steer_bundles
 from cpe_agent.loops.time_servers import hand_over_time_servers
+from cpe_agent.loops.trust import Trust
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Status
 from cpe_agent.model.dataplane import Backend
 from cpe_agent.model.drill import DrillProgress, DrillRecord
@@ -165,26 +166,40 @@ async def _live(settings: Settings, heartbeat: Heartbeat) -> None:
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
     cells.certificate.set(_life(identity))
 
-    def renewed() -> Life:
-        fresh = load_identity(settings.certificate, settings.key)
-        charon.use_credentials(fresh.chain_pem, fresh.key_pem, read_ca(settings))
-        reconciler.tunnels_bell.ring("credentials")
-        return _life(fresh)
+    def cas() -> tuple[str, ...]:
+        document = cells.document.value
+        return document.trust.cas if document is not None else ()
 
+    def load_credentials() -> Identity:
+        fresh = load_identity(settings.certificate, settings.key)
+        charon.use_credentials(fresh.chain_pem, fresh.key_pem, authorities(settings, cas()))
+        reconciler.tunnels_bell.ring("credentials")
+        return fresh
+
+    def believe(named: tuple[str, ...]) -> None:
+        controller.trust(named)
+        load_credentials()
+
+    def vouched() -> bool:
+        return vouched_by(load_identity(settings.certificate, settings.key), cas())
+
+    trust = Trust(cells, believe)
     credentials = Credentials(settings.state_dir) if settings.enrols else None
-    renewer = Renewer(cells, controller, credentials, clock, renewed, follower.ways)
+    renewer = Renewer(cells, controller, credentials, clock, lambda: _life(load_credentials()), follower.ways, vouched)
     announcer = Announcer(cells, controller, reporter, box(store), follower.ways)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
     metering = Metering(cells, netlink, store)
     readiness.load()
     drills.load()
     in_force.load()
+    trust.load()
     metering.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         # First of all: it holds the lock, and of two agents the second must not have touched anything.
         answer = functools.partial(_answer, reporter, readiness, drills, in_force)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
+        nursery.start_soon(trust.run)
         nursery.start_soon(watch_links, cells, netlink, reconciler.bell)
         nursery.start_soon(readiness.run)
         nursery.start_soon(keep_plan, cells, Site(identity.name, backend))

@@ -9,6 +9,7 @@ import functools
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import trio
@@ -67,22 +68,8 @@ def enroll(settings: Settings, text: str, tell: Tell) -> str:
         if error.op != "connect":
             raise
         return trio.run(_enroll_here, settings, text, tell)
-    told = ""
-    heard_at = time.monotonic()
-    while True:
-        time.sleep(ASK_AGAIN_S)
-        try:
-            status = msgspec.json.decode(ask(control, "status"), type=Status)
-        except EdgeError as error:
-            # Between the two lives of the daemon there is nobody for a moment.
-            if time.monotonic() > heard_at + AWAY_S:
-                raise EdgeError("control", "enroll", f"the agent went away meanwhile: {error.cause}") from None
-            continue
-        heard_at = time.monotonic()
-        failing = [condition for condition in status.conditions if condition.subject == ENROLMENT]
-        if not failing:
-            return site
-        told = _told(Kind(failing[0].type), failing[0].reason, told, tell)
+    trio.run(_let_in, control, tell)
+    return site
 
 
 async def enrolled(settings: Settings, heartbeat: Heartbeat) -> Enrolment | None:
@@ -136,6 +123,26 @@ async def stop_on_signal(scope: trio.CancelScope) -> None:
 def already(site: str) -> EdgeError:
     """What an enrolled box says to a token."""
     return EdgeError("control", "enroll", f"this box is {site} already; `cpe-agent reset` makes it new")
+
+
+async def _let_in(control: Path, tell: Tell) -> None:
+    """Until the running agent says that it is."""
+    told = ""
+    heard_at = trio.current_time()
+    while True:
+        await trio.sleep(ASK_AGAIN_S)
+        try:
+            status = msgspec.json.decode(await trio.to_thread.run_sync(ask, control, "status"), type=Status)
+        except EdgeError as error:
+            # Between the two lives of the daemon there is nobody for a moment.
+            if trio.current_time() > heard_at + AWAY_S:
+                raise EdgeError("control", "enroll", f"the agent went away meanwhile: {error.cause}") from None
+            continue
+        heard_at = trio.current_time()
+        failing = [condition for condition in status.conditions if condition.subject == ENROLMENT]
+        if not failing:
+            return
+        told = _told(Kind(failing[0].type), failing[0].reason, told, tell)
 
 
 async def _enroll_here(settings: Settings, text: str, tell: Tell) -> str:

@@ -233,6 +233,9 @@ class ControllerPort(Protocol):
     def use(self, base_urls: Sequence[str]) -> None:
         """These are the controller's addresses from now on; those of the settings stay as the last resort."""
 
+    def trust(self, cas: Sequence[str]) -> None:
+        """Only these authorities (PEM) vouch for the controller from now on; none: those of the settings."""
+
 
 class EnrolmentPort(Protocol):
     """The controller, towards a box that has no certificate yet. Raises EnrolmentError."""
