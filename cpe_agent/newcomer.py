@@ -16,6 +16,7 @@ import trio
 
 from cpe_agent import __version__
 from cpe_agent.core.enrolment import BY_HAND, ENROLMENT, Kind, TokenError, parse_token
+from cpe_agent.core.heartbeat import line
 from cpe_agent.edge import ipsec
 from cpe_agent.edge.box import box
 from cpe_agent.edge.control import ask, serve_control
@@ -31,6 +32,7 @@ from cpe_agent.log import get_logger
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.closed import shut_door
 from cpe_agent.loops.enrol import Enroller
+from cpe_agent.loops.heartbeat import Heartbeat
 from cpe_agent.loops.report import unenrolled_status
 from cpe_agent.model.condition import Status
 from cpe_agent.model.enrolment import Enrolment
@@ -70,7 +72,7 @@ def enroll(settings: Settings, text: str, tell: Tell) -> str:
     return site
 
 
-async def enrolled(settings: Settings) -> Enrolment | None:
+async def enrolled(settings: Settings, heartbeat: Heartbeat) -> Enrolment | None:
     """What this box was told when it was let in, which is now if it never was. None: it is to stop."""
     store, credentials = FileStore(settings.state_dir), Credentials(settings.state_dir)
     enrolment = _there(store, credentials)
@@ -94,11 +96,16 @@ async def enrolled(settings: Settings) -> Enrolment | None:
         except TokenError as error:
             raise EdgeError("control", name, str(error)) from None
 
+    async def shut() -> None:
+        await shut_door(NftablesFirewall(), backend)
+        heartbeat.began()
+
     log.info("agent_started", agent_version=__version__, backend=backend.value)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
-        nursery.start_soon(shut_door, NftablesFirewall(), backend)
+        nursery.start_soon(shut)
+        nursery.start_soon(heartbeat.run, lambda: line("", None, enroller.conditions()), {})
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, status)
         enrolment = await enroller.run()

@@ -24,6 +24,7 @@ from tests.bench.charonkill import charon_kill
 from tests.bench.enrol import token_to_ping
 from tests.bench.figure import Figure, keep, summarise
 from tests.bench.flap import FLAP
+from tests.bench.footprint import FOOTPRINT
 from tests.bench.kernel import failover_after_restart, planned_move_lost
 from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import OUTAGES
@@ -46,6 +47,7 @@ MEASURES = (
     BROWNOUT,
     FLAP,
     PROBE_COST,
+    *FOOTPRINT,
     Measure(
         "planned_move_lost_packets",
         "packets",
