@@ -1,4 +1,4 @@
-"""Man pages and completions: is every command, option, exit code and field in them, and no other? Are they well made?"""
+"""Man pages and completions: is every command, option, exit code and field in them, no other? Are they well made?"""
 
 from __future__ import annotations
 
