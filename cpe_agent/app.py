@@ -6,6 +6,7 @@ The data plane stays when the daemon goes: tunnels, rules and routes belong to t
 
 from __future__ import annotations
 
+import faulthandler
 import functools
 import sys
 
@@ -13,18 +14,19 @@ import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.comparison import charon_port, read_ca, signing_keys
+from cpe_agent.comparison import authorities, charon_port, signing_keys
 from cpe_agent.core import drill
 from cpe_agent.core.certificate import Life
 from cpe_agent.core.compile import Site
 from cpe_agent.edge import ipsec
 from cpe_agent.edge.box import box
+from cpe_agent.edge.charon_care import CharonCare
 from cpe_agent.edge.connector import TcpConnector
 from cpe_agent.edge.control import ask, serve_control
 from cpe_agent.edge.controller import HttpsController
 from cpe_agent.edge.credentials import Credentials
 from cpe_agent.edge.early import EarlyEsp
-from cpe_agent.edge.identity import Identity, load_identity
+from cpe_agent.edge.identity import Identity, load_identity, vouched_by
 from cpe_agent.edge.ipsecwatch import KernelIpsecPort
 from cpe_agent.edge.metrics import serve_metrics
 from cpe_agent.edge.names import Names
@@ -33,13 +35,17 @@ from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.prober import IcmpProber
 from cpe_agent.edge.records import RecordFile
 from cpe_agent.edge.store import FileStore
+from cpe_agent.edge.systemd import ServiceSocket
+from cpe_agent.edge.timesyncd import TimesyncdFile
 from cpe_agent.log import configure, get_logger
 from cpe_agent.loops.announce import Announcer
 from cpe_agent.loops.cells import Cells
+from cpe_agent.loops.charon_care import care_for_charon
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.confirm import InForce
 from cpe_agent.loops.drill import Drills
 from cpe_agent.loops.follow import Follower
+from cpe_agent.loops.heartbeat import Heartbeat
 from cpe_agent.loops.ipsec import keep_ipsec
 from cpe_agent.loops.links import watch_links
 from cpe_agent.loops.metering import Metering
@@ -53,6 +59,8 @@ from cpe_agent.loops.renew import Renewer
 from cpe_agent.loops.report import Reporter
 from cpe_agent.loops.services import ServiceProbing
 from cpe_agent.loops.steering import steer_bundles
+from cpe_agent.loops.time_servers import hand_over_time_servers
+from cpe_agent.loops.trust import Trust
 from cpe_agent.model.condition import DrainAnswer, RollbackAnswer, Status
 from cpe_agent.model.dataplane import Backend
 from cpe_agent.model.drill import DrillProgress, DrillRecord
@@ -70,6 +78,8 @@ SWITCH_S = 0.0005
 def run(settings: Settings) -> int:
     """Live until SIGTERM or SIGINT. Raises `EdgeError` when identity or kernel make a start impossible."""
     configure(settings.log, settings.log_level)
+    # A stuck agent is ended by SIGABRT: where it was stuck is worth knowing.
+    faulthandler.enable()
     sys.setswitchinterval(SWITCH_S)
     trio.run(_run, settings)
     return 0
@@ -117,15 +127,19 @@ def check_drills(lines: tuple[bytes, ...]) -> str:
 
 
 async def _run(settings: Settings) -> None:
+    service = ServiceSocket()
+    heartbeat = Heartbeat(service)
     if settings.enrols:
-        enrolment = await enrolled(settings)
+        enrolment = await enrolled(settings, heartbeat)
         if enrolment is None:
+            heartbeat.ending()
             return
         settings = settings.enrolled(enrolment)
-    await _live(settings)
+    await _live(settings, heartbeat)
+    service.close()
 
 
-async def _live(settings: Settings) -> None:
+async def _live(settings: Settings, heartbeat: Heartbeat) -> None:
     identity = load_identity(settings.certificate, settings.key)
     backend = ipsec.resolve(settings.backend)
     cells = Cells()
@@ -134,6 +148,7 @@ async def _live(settings: Settings) -> None:
     mtu_prober = IcmpProber(whole=True)
     early = EarlyEsp()
     charon = charon_port(settings, identity, backend)
+    charon_care = CharonCare(settings.vici_socket, settings.run_dir)
     clock = FlooredClock(store)
     clock.load()
     controller = HttpsController(
@@ -151,26 +166,40 @@ async def _live(settings: Settings) -> None:
     reporter = Reporter(cells, probing, firewall, settings.site, backend)
     cells.certificate.set(_life(identity))
 
-    def renewed() -> Life:
-        fresh = load_identity(settings.certificate, settings.key)
-        charon.use_credentials(fresh.chain_pem, fresh.key_pem, read_ca(settings))
-        reconciler.tunnels_bell.ring("credentials")
-        return _life(fresh)
+    def cas() -> tuple[str, ...]:
+        document = cells.document.value
+        return document.trust.cas if document is not None else ()
 
+    def load_credentials() -> Identity:
+        fresh = load_identity(settings.certificate, settings.key)
+        charon.use_credentials(fresh.chain_pem, fresh.key_pem, authorities(settings, cas()))
+        reconciler.tunnels_bell.ring("credentials")
+        return fresh
+
+    def believe(named: tuple[str, ...]) -> None:
+        controller.trust(named)
+        load_credentials()
+
+    def vouched() -> bool:
+        return vouched_by(load_identity(settings.certificate, settings.key), cas())
+
+    trust = Trust(cells, believe)
     credentials = Credentials(settings.state_dir) if settings.enrols else None
-    renewer = Renewer(cells, controller, credentials, clock, renewed, follower.ways)
+    renewer = Renewer(cells, controller, credentials, clock, lambda: _life(load_credentials()), follower.ways, vouched)
     announcer = Announcer(cells, controller, reporter, box(store), follower.ways)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
     metering = Metering(cells, netlink, store)
     readiness.load()
     drills.load()
     in_force.load()
+    trust.load()
     metering.load()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         # First of all: it holds the lock, and of two agents the second must not have touched anything.
         answer = functools.partial(_answer, reporter, readiness, drills, in_force)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
+        nursery.start_soon(trust.run)
         nursery.start_soon(watch_links, cells, netlink, reconciler.bell)
         nursery.start_soon(readiness.run)
         nursery.start_soon(keep_plan, cells, Site(identity.name, backend))
@@ -182,7 +211,9 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(drills.run)
         nursery.start_soon(PathMtus(cells, mtu_prober).run)
         nursery.start_soon(reconciler.run)
+        nursery.start_soon(care_for_charon, cells, charon_care)
         nursery.start_soon(reporter.run)
+        nursery.start_soon(heartbeat.run, reporter.line, reconciler.progress.last)
         if backend is Backend.KERNEL:
             nursery.start_soon(keep_ipsec, cells, KernelIpsecPort(), charon, reconciler.bell)
         await reconciler.firewall_seen_to.wait()
@@ -190,9 +221,12 @@ async def _live(settings: Settings) -> None:
         nursery.start_soon(in_force.run, follower.reach)
         nursery.start_soon(announcer.run)
         nursery.start_soon(clock.run, cells)
+        nursery.start_soon(hand_over_time_servers, cells, TimesyncdFile(settings.run_dir))
         nursery.start_soon(renewer.run)
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, reporter.status)
+        heartbeat.began()
+    heartbeat.ending()
     in_force.stopped()
     await prober.aclose()
     await lan_prober.aclose()
@@ -201,6 +235,7 @@ async def _live(settings: Settings) -> None:
     await drill_prober.aclose()
     await controller.aclose()
     charon.close()
+    charon_care.close()
     early.close()
     log.info("agent_stopped")
 

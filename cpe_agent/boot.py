@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 import trio
 
-from cpe_agent import comparison
+from cpe_agent import BUILT_AT, comparison
 from cpe_agent.core import firewall, routes
 from cpe_agent.core.compile import Site, compile_dataplane
 from cpe_agent.core.wanted_ruleset import ruleset
@@ -31,8 +31,6 @@ from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings
 
 CHARON_CONF = "strongswan.conf"
-# Releases are younger than this; a clock before it has lost the time.
-OLDEST_S = 1_767_225_600.0  # 2026-01-01
 
 
 class Booted(msgspec.Struct, frozen=True):
@@ -98,7 +96,7 @@ def _lift_clock(settings: Settings, document: Document | None) -> float:
         floor_s = FileStore(settings.state_dir).load_clock_floor()
     except EdgeError:
         floor_s = 0.0
-    floor_s = max(OLDEST_S, floor_s, document.issued_at.timestamp() if document else 0.0)
+    floor_s = max(BUILT_AT, floor_s, document.issued_at.timestamp() if document else 0.0)
     behind_s = floor_s - time.time()
     if behind_s <= 0:
         return 0.0

@@ -84,7 +84,7 @@ def check_settings(path: Path, settings: Settings) -> Checked:
             raise Wrong(f"{path}: {name}: {directory} is no directory: remove it, or name another")
     try:
         identity = load_identity(settings.certificate, settings.key)
-        comparison.read_ca(settings)
+        comparison.authorities(settings, ())
     except EdgeError as error:
         raise Wrong(f"{path}: {error.cause}") from None
     days = (identity.not_after - dt.datetime.now(dt.UTC)).days

@@ -7,6 +7,7 @@ kernel and charon, which are only read. Out: `Verification`, `Preview`.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import msgspec
 import trio
@@ -76,7 +77,7 @@ def verify(settings: Settings) -> Verification:
     """
     settings = settled(settings)
     document = stored_document(settings)
-    return compare(document, trio.run(look, settings))
+    return compare(document, trio.run(look, settings, document))
 
 
 def compare(document: Document, living: Living) -> Verification:
@@ -108,8 +109,8 @@ def plan(settings: Settings, candidate: bytes | None) -> Preview:
         document = decode(candidate)
         if document.site != settings.site:
             raise DocumentError("site", f"is {document.site!r}; this is {settings.site!r}")
-        old = _stored_or_none(settings)
-    living = trio.run(look, settings)
+        old = stored_or_none(settings)
+    living = trio.run(look, settings, old)
     wanted, obstacles = living.expected(document)
     pair_of = {**(pair_elements(old) if old else {}), **pair_elements(document)}
     operations = preview(
@@ -152,11 +153,20 @@ def stored_document(settings: Settings) -> Document:
     raise NoDocument("this site has never accepted a document")
 
 
-async def look(settings: Settings) -> Living:
-    """Read the kernel and charon themselves. Raises `EdgeError`, but for a charon that does not answer."""
+def stored_or_none(settings: Settings) -> Document | None:
+    """Likewise; None if there is none."""
+    try:
+        return stored_document(settings)
+    except NoDocument:
+        return None
+
+
+async def look(settings: Settings, document: Document | None) -> Living:
+    """Read the kernel and charon themselves; `document` says whose certificates are believed. Raises `EdgeError`, but
+    for a charon that does not answer."""
     identity = load_identity(settings.certificate, settings.key)
     backend = ipsec.resolve(settings.backend)
-    charon = charon_port(settings, identity, backend)
+    charon = charon_port(settings, identity, backend, document.trust.cas if document is not None else ())
     netlink = Netlink()
     links, ruleset, routes = await netlink.links(), await NftablesFirewall().read(), await netlink.read()
     strangers, counters = await netlink.strangers(), await netlink.counters()
@@ -190,13 +200,17 @@ async def look(settings: Settings) -> Living:
     )
 
 
-def charon_port(settings: Settings, identity: Identity, backend: Backend) -> CharonTunnels:
+def charon_port(settings: Settings, identity: Identity, backend: Backend, cas: Sequence[str] = ()) -> CharonTunnels:
     """This site's charon. Raises `EdgeError` for credentials that cannot be read."""
-    return CharonTunnels(settings.vici_socket, identity.chain_pem, identity.key_pem, read_ca(settings), backend)
+    pem = authorities(settings, cas)
+    return CharonTunnels(settings.vici_socket, identity.chain_pem, identity.key_pem, pem, backend)
 
 
-def read_ca(settings: Settings) -> bytes:
-    """The certificate authority's certificate. Raises `EdgeError`."""
+def authorities(settings: Settings, cas: Sequence[str]) -> bytes:
+    """Who vouches for peers (PEM): those that the document names, else those that came with the box. Raises
+    `EdgeError`."""
+    if cas:
+        return "\n".join(cas).encode()
     try:
         return settings.ca.read_bytes()
     except OSError as error:
@@ -214,10 +228,3 @@ def _drained(settings: Settings) -> bool:
         return FileStore(settings.state_dir).load_drained()
     except EdgeError:
         return True  # as the daemon takes it
-
-
-def _stored_or_none(settings: Settings) -> Document | None:
-    try:
-        return stored_document(settings)
-    except NoDocument:
-        return None

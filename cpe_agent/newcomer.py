@@ -9,12 +9,14 @@ import functools
 import signal
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 import trio
 
 from cpe_agent import __version__
 from cpe_agent.core.enrolment import BY_HAND, ENROLMENT, Kind, TokenError, parse_token
+from cpe_agent.core.heartbeat import line
 from cpe_agent.edge import ipsec
 from cpe_agent.edge.box import box
 from cpe_agent.edge.control import ask, serve_control
@@ -30,6 +32,7 @@ from cpe_agent.log import get_logger
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.closed import shut_door
 from cpe_agent.loops.enrol import Enroller
+from cpe_agent.loops.heartbeat import Heartbeat
 from cpe_agent.loops.report import unenrolled_status
 from cpe_agent.model.condition import Status
 from cpe_agent.model.enrolment import Enrolment
@@ -65,25 +68,11 @@ def enroll(settings: Settings, text: str, tell: Tell) -> str:
         if error.op != "connect":
             raise
         return trio.run(_enroll_here, settings, text, tell)
-    told = ""
-    heard_at = time.monotonic()
-    while True:
-        time.sleep(ASK_AGAIN_S)
-        try:
-            status = msgspec.json.decode(ask(control, "status"), type=Status)
-        except EdgeError as error:
-            # Between the two lives of the daemon there is nobody for a moment.
-            if time.monotonic() > heard_at + AWAY_S:
-                raise EdgeError("control", "enroll", f"the agent went away meanwhile: {error.cause}") from None
-            continue
-        heard_at = time.monotonic()
-        failing = [condition for condition in status.conditions if condition.subject == ENROLMENT]
-        if not failing:
-            return site
-        told = _told(Kind(failing[0].type), failing[0].reason, told, tell)
+    trio.run(_let_in, control, tell)
+    return site
 
 
-async def enrolled(settings: Settings) -> Enrolment | None:
+async def enrolled(settings: Settings, heartbeat: Heartbeat) -> Enrolment | None:
     """What this box was told when it was let in, which is now if it never was. None: it is to stop."""
     store, credentials = FileStore(settings.state_dir), Credentials(settings.state_dir)
     enrolment = _there(store, credentials)
@@ -107,11 +96,16 @@ async def enrolled(settings: Settings) -> Enrolment | None:
         except TokenError as error:
             raise EdgeError("control", name, str(error)) from None
 
+    async def shut() -> None:
+        await shut_door(NftablesFirewall(), backend)
+        heartbeat.began()
+
     log.info("agent_started", agent_version=__version__, backend=backend.value)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(stop_on_signal, nursery.cancel_scope)
         await nursery.start(serve_control, settings.run_dir / CONTROL_SOCKET, answer)
-        nursery.start_soon(shut_door, NftablesFirewall(), backend)
+        nursery.start_soon(shut)
+        nursery.start_soon(heartbeat.run, lambda: line("", None, enroller.conditions()), {})
         if settings.metrics is not None:
             await nursery.start(serve_metrics, settings.metrics.host, settings.metrics.port, status)
         enrolment = await enroller.run()
@@ -129,6 +123,26 @@ async def stop_on_signal(scope: trio.CancelScope) -> None:
 def already(site: str) -> EdgeError:
     """What an enrolled box says to a token."""
     return EdgeError("control", "enroll", f"this box is {site} already; `cpe-agent reset` makes it new")
+
+
+async def _let_in(control: Path, tell: Tell) -> None:
+    """Until the running agent says that it is."""
+    told = ""
+    heard_at = trio.current_time()
+    while True:
+        await trio.sleep(ASK_AGAIN_S)
+        try:
+            status = msgspec.json.decode(await trio.to_thread.run_sync(ask, control, "status"), type=Status)
+        except EdgeError as error:
+            # Between the two lives of the daemon there is nobody for a moment.
+            if trio.current_time() > heard_at + AWAY_S:
+                raise EdgeError("control", "enroll", f"the agent went away meanwhile: {error.cause}") from None
+            continue
+        heard_at = trio.current_time()
+        failing = [condition for condition in status.conditions if condition.subject == ENROLMENT]
+        if not failing:
+            return
+        told = _told(Kind(failing[0].type), failing[0].reason, told, tell)
 
 
 async def _enroll_here(settings: Settings, text: str, tell: Tell) -> str:

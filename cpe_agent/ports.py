@@ -18,6 +18,7 @@ from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Rene
 from cpe_agent.model.observed import (
     Charon,
     CharonEvent,
+    CharonSigns,
     Glance,
     KernelIpsec,
     KernelPolicy,
@@ -33,7 +34,7 @@ from cpe_agent.model.usage import Usage
 
 class EdgeError(Exception):
     """The outside world refused: `target` (charon, nftables, netlink, ipsec, controller, store, prober, identity,
-    control, metrics, kernel), `op`, and `cause` in words."""
+    control, metrics, kernel, systemd, clock), `op`, and `cause` in words."""
 
     def __init__(self, target: str, op: str, cause: str) -> None:
         super().__init__(f"{target}: {op}: {cause}")
@@ -174,6 +175,33 @@ class RecordPort(Protocol):
         """Written and on the disk when this returns."""
 
 
+class CharonCarePort(Protocol):
+    """charon as a process, which is root's."""
+
+    async def signs(self) -> CharonSigns:
+        """Of which use it is. Never raises: one that does not answer within seconds does not answer."""
+
+    def wish(self) -> None:
+        """Ask root's unit to start it anew. Raises `EdgeError` if the wish cannot be put down."""
+
+
+class TimeServersPort(Protocol):
+    """The settings of whatever sets this router's clock."""
+
+    def use(self, settings: str) -> bool:
+        """These from now on, a whole file of them. Was there anything new in them? Raises `EdgeError`."""
+
+
+class ServicePort(Protocol):
+    """The service manager that has started the agent; there may be none. Synchronous, and never waits."""
+
+    watchdog_s: float | None
+    """For so long it waits for a sign of life; None: it does not."""
+
+    def tell(self, lines: Sequence[str]) -> None:
+        """Tell it all of `lines` ("NAME=value"). Raises `EdgeError`."""
+
+
 class EarlyPort(Protocol):
     """ESP that comes before its CHILD_SA is installed."""
 
@@ -204,6 +232,9 @@ class ControllerPort(Protocol):
 
     def use(self, base_urls: Sequence[str]) -> None:
         """These are the controller's addresses from now on; those of the settings stay as the last resort."""
+
+    def trust(self, cas: Sequence[str]) -> None:
+        """Only these authorities (PEM) vouch for the controller from now on; none: those of the settings."""
 
 
 class EnrolmentPort(Protocol):

@@ -110,7 +110,7 @@ def _parts(settings: Settings, config: Path) -> Iterator[tuple[str, Callable[[],
     yield "status.json", lambda: _json(app.fetch_status(settings))
     yield "verify.txt", lambda: render_verification(comparison.verify(settings))
     yield "agent.yaml", lambda: _text(config)
-    yield "living.json", lambda: _json(trio.run(comparison.look, comparison.settled(settings)))
+    yield "living.json", lambda: _json(_living(comparison.settled(settings)))
     for name in STATE_FILES:
         if (settings.state_dir / name).exists():
             yield f"state/{name}", lambda path=settings.state_dir / name: _text(path)  # type: ignore[misc]
@@ -135,6 +135,10 @@ def _parts(settings: Settings, config: Path) -> Iterator[tuple[str, Callable[[],
     for name, several in commands.items():
         yield name, lambda several=several: "\n".join(f"# {' '.join(one)}\n{printed(one)}" for one in several)  # type: ignore[misc]
     yield "strongswan.conf", lambda: _text(settings.run_dir / "strongswan.conf")
+
+
+def _living(settings: Settings) -> comparison.Living:
+    return trio.run(comparison.look, settings, comparison.stored_or_none(settings))
 
 
 def _known_secrets(settings: Settings, config: Path) -> Iterator[str]:

@@ -147,6 +147,12 @@ def _add_keys(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     rotate.add_argument("--public", type=Path, metavar="FILE", help="the new public key (PEM), if the key is elsewhere")
     rotate.add_argument("--leave-behind", action="store_true", help="give up sites that have not confirmed")
 
+    root = commands.add_parser("rotate-root", help="another root, with no site left behind")
+    steps = "start: sites learn of it; finish: it vouches; retire: the one before is believed no longer"
+    root.add_argument("do", choices=("start", "finish", "retire"), help=steps)
+    root.add_argument("--root-key", type=Path, metavar="FILE", help="finish: the new root's key, if kept elsewhere")
+    root.add_argument("--leave-behind", action="store_true", help="give up sites that are not ready for it")
+
     backup = commands.add_parser("backup", help="everything but the root's key, in one file; the controller may run")
     backup.add_argument("file", type=Path, metavar="FILE")
     restore = commands.add_parser("restore", help="a new state directory from a backup, in a new epoch")

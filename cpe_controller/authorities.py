@@ -1,7 +1,8 @@
 """Which authorities has this state directory, and what may each do?
 
-    root.pem, root.key      vouches for the two below; every site pins it. Its key is for `init` and `renew` only: take
-                            it away after init and keep it offline.
+    root.pem, root.key      vouches for the two below; a new site pins it. Its key is for `init` and `renew` only: take
+                            it away after init and keep it offline. Behind it, after a rotation, those before it.
+    root.next.pem, .key     the root that is to take its place, once every site has confirmed that it believes it
     sites.pem, sites.key    vouches for sites, and can vouch for nothing else: what faces the web has this key and no
                             other. The newest comes first; older ones are behind it, as long as certificates of theirs
                             live.
@@ -23,6 +24,9 @@ from cryptography import x509
 from cpe_controller import pki
 from cpe_controller.files import SetupError, read, save
 
+# What takes the root's place when its rotation is finished.
+NEXT_KEY, NEXT_CERTIFICATE = "root.next.key", "root.next.pem"
+
 
 @dataclass(frozen=True)
 class ServerFiles:
@@ -40,6 +44,53 @@ def make(state_dir: Path, network: str, addresses: Sequence[str], now: dt.dateti
     save(state_dir / "root.key", pki.key_pem(root.key), 0o600)
     save(state_dir / "root.pem", root.pem(), 0o644)
     renew(state_dir, root, network, addresses, now)
+
+
+def start_rotation(state_dir: Path, network: str, now: dt.datetime) -> None:
+    """A root that sites are to believe beside the one that they know."""
+    if (state_dir / NEXT_CERTIFICATE).exists():
+        raise SetupError("another root is on its way already; finish that first")
+    root = pki.new_authority(network, now, called=f"root {now:%Y-%m-%d} {pki.some_number()}")
+    # The key first: what sites are told to believe must not be lost.
+    save(state_dir / NEXT_KEY, pki.key_pem(root.key), 0o600)
+    save(state_dir / NEXT_CERTIFICATE, root.pem(), 0o644)
+
+
+def finish_rotation(
+    state_dir: Path, key: Path | None, network: str, addresses: Sequence[str], now: dt.datetime
+) -> None:
+    """The next root vouches from now on; the one before it goes on being believed. What is cut short is done again."""
+    path = key or state_dir / NEXT_KEY
+    if not path.exists():
+        raise SetupError(f"{path} is not there: bring the new root's key back for this command (--root-key FILE)")
+    root = _authority(path, state_dir / NEXT_CERTIFICATE)
+    older = [one for one in _certificates(state_dir / "root.pem") if one != root.certificate]
+    save(state_dir / "root.pem", b"".join([root.pem(), *map(pki.certificate_pem, older)]), 0o644)
+    renew(state_dir, root, network, addresses, now)
+    if key is None:
+        save(state_dir / "root.key", pki.key_pem(root.key), 0o600)
+        path.unlink()
+    else:
+        # The old root's, if it lies here, is nobody's key any more.
+        (state_dir / "root.key").unlink(missing_ok=True)
+    (state_dir / NEXT_CERTIFICATE).unlink()
+
+
+def retire(state_dir: Path) -> None:
+    """Only the newest root is believed from now on, and what it vouches for."""
+    root = _certificates(state_dir / "root.pem")[0]
+    kept = [one for one in _certificates(state_dir / "sites.pem") if one.issuer == root.subject]
+    save(state_dir / "sites.pem", b"".join(map(pki.certificate_pem, kept)), 0o644)
+    save(state_dir / "root.pem", pki.certificate_pem(root), 0o644)
+
+
+def renewed_since(state_dir: Path) -> dt.datetime:
+    """Since when certificates of sites have been the newest root's, if there is an older one still."""
+    root, *older = _certificates(state_dir / "root.pem")
+    if not older:
+        raise SetupError("there is only one root")
+    theirs = [one for one in _certificates(state_dir / "sites.pem") if one.issuer == root.subject]
+    return min(one.not_valid_before_utc for one in theirs) + pki.BACKDATED
 
 
 def renew(state_dir: Path, root: pki.Authority, network: str, addresses: Sequence[str], now: dt.datetime) -> None:
@@ -90,18 +141,33 @@ def sites(state_dir: Path) -> pki.Authority:
 
 
 def root_pem(state_dir: Path) -> str:
-    return read(state_dir / "root.pem").decode()
+    return pki.certificate_pem(_certificates(state_dir / "root.pem")[0]).decode()
+
+
+def next_root_pem(state_dir: Path) -> str:
+    """Of the root that is to come."""
+    if not (state_dir / NEXT_CERTIFICATE).exists():
+        raise SetupError("no root is on its way; begin with: cpe-controller rotate-root start")
+    return pki.certificate_pem(_certificates(state_dir / NEXT_CERTIFICATE)[0]).decode()
 
 
 def trusted(state_dir: Path) -> tuple[str, ...]:
-    """The root and every authority of sites that still vouches for one, as PEMs: the root first."""
-    found = x509.load_pem_x509_certificates(read(state_dir / "sites.pem"))
-    return (root_pem(state_dir), *(pki.certificate_pem(one).decode() for one in found))
+    """The roots and every authority of sites that still vouches for one, as PEMs: the root that vouches first."""
+    names = ["root.pem", *([NEXT_CERTIFICATE] if (state_dir / NEXT_CERTIFICATE).exists() else []), "sites.pem"]
+    found = [pki.certificate_pem(one).decode() for name in names for one in _certificates(state_dir / name)]
+    return tuple(dict.fromkeys(found))
 
 
 def pin(state_dir: Path) -> str:
     """By which a new box knows the root: the SHA-256 of its DER, in hex."""
     return pki.fingerprint(x509.load_pem_x509_certificate(read(state_dir / "root.pem")))
+
+
+def _certificates(path: Path) -> list[x509.Certificate]:
+    try:
+        return x509.load_pem_x509_certificates(read(path))
+    except ValueError as error:
+        raise SetupError(f"{path} cannot be used: {error}") from error
 
 
 def _authority(key: Path, certificate: Path) -> pki.Authority:

@@ -1,6 +1,6 @@
 """How does a controller survive the loss of its machine?
 
-`backup`: everything of a state directory but the root's key, in one file, while the controller runs. `restore`: a new
+`backup`: everything of a state directory but the roots' keys, in one file, while the controller runs. `restore`: a new
 state directory from it, in a new epoch: whatever sites have been offered since the backup, the next documents are
 newer.
 
@@ -22,6 +22,7 @@ from pathlib import Path
 import msgspec
 
 from cpe_controller import audit
+from cpe_controller.authorities import NEXT_CERTIFICATE
 from cpe_controller.files import SetupError, save
 from cpe_controller.publish import ROLLOUT, WAITING
 from cpe_controller.setup import NEXT_KEY, SETUP, STORE, Setup, opened
@@ -30,6 +31,7 @@ from cpe_controller.store import MAX_WRITES, Store, Write
 # Name -> mode. signing.key is left out where it is not held.
 FILES = {
     "root.pem": 0o644,
+    NEXT_CERTIFICATE: 0o644,
     "sites.pem": 0o644,
     "sites.key": 0o600,
     "server.pem": 0o644,
@@ -38,7 +40,7 @@ FILES = {
     "signing.key": 0o600,
     NEXT_KEY: 0o600,
 }
-_OPTIONAL = ("signing.key", NEXT_KEY)
+_OPTIONAL = ("signing.key", NEXT_KEY, NEXT_CERTIFICATE)
 # A store of 10,000 sites has about 100 MB.
 FILE_MAX_BYTES = 4 * 1024**3
 

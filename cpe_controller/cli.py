@@ -22,6 +22,7 @@ from cpe_controller.commands import Answer, Command, answering, applying
 from cpe_controller.compile import rehearse
 from cpe_controller.files import SetupError, read, save
 from cpe_controller.parse import parse
+from cpe_controller.rotateroot import rotate_root
 from cpe_controller.serve import Serving, serve
 
 
@@ -56,6 +57,11 @@ def _run(told: argparse.Namespace) -> int:
                 print(path)
         case "renew":
             _renew(told)
+        case "rotate-root":
+            with setup.opened(told.state) as (store, found):
+                by = control.user_name(os.getuid())
+                for line in rotate_root(told.state, store, found, told.do, told.root_key, told.leave_behind, by):
+                    print(line)
         case "backup":
             names = backup.backup(told.state, told.file, control.user_name(os.getuid()))
             print(f"{told.file}: {', '.join(names)}; it holds private keys, and not the root's")

@@ -27,9 +27,14 @@ from cpe_controller.store import Store, StoreError
 
 # A request with a P-256 CSR has about a kilobyte.
 BODY_MAX_BYTES = 16 * 1024
-# A box tries a few times; a secret has 160 bits. The second is what one processor can sign and store beside its work.
-EACH = Rate(burst=10, every_s=6)
+# Fifty boxes may come at once from behind one carrier's address, each with two requests, and those that are let in cost
+# nothing. The second is what one processor can sign and store beside its work.
+EACH = Rate(burst=120, every_s=0.5)
 TOGETHER = Rate(burst=200, every_s=0.05)
+REQUESTS = 2  # of a box that is let in: the root, and its certificate
+# A secret has 160 bits; who tries some all the same gets ten tries at once, and then one every six seconds.
+GUESS = 11
+_GUESSED = frozenset({"token_unknown", "token_used", "token_expired", "token_replaced"})
 
 
 class Enrolling(msgspec.Struct, frozen=True):
@@ -80,7 +85,14 @@ class _Enrolment:
         now = dt.datetime.now(dt.UTC)
         asked, csr = _read(await body_of(request, BODY_MAX_BYTES))
         vouching = self._vouching()
-        chain = redeem(self._store, vouching, asked, csr, now)
+        try:
+            chain, fresh = redeem(self._store, vouching, asked, csr, now)
+        except Refused as refusal:
+            if refusal.code in _GUESSED:
+                self._limits.charge(_source(request), GUESS)
+            raise
+        if fresh:
+            self._limits.give_back(_source(request), REQUESTS)
         first = in_force(self._store, asked.site)
         return JSONResponse(
             {
@@ -95,13 +107,16 @@ class _Enrolment:
         )
 
     def _admit(self, request: Request) -> None:
-        host = request.client.host if request.client else ""
-        if wait_s := self._limits.admit(source(host), time.monotonic()):
+        if wait_s := self._limits.admit(_source(request), time.monotonic()):
             raise Refused("busy", f"too many requests: come again in {wait_s} s", status=429, retry_after_s=wait_s)
 
 
-def redeem(store: Store, vouching: Vouching, asked: Enrolling, csr: pki.Request, now: dt.datetime) -> str:
-    """The certificate chain for this box, new or again. Raises Refused, StoreError."""
+def _source(request: Request) -> str:
+    return source(request.client.host if request.client else "")
+
+
+def redeem(store: Store, vouching: Vouching, asked: Enrolling, csr: pki.Request, now: dt.datetime) -> tuple[str, bool]:
+    """The certificate chain for this box, and whether it is new. Raises Refused, StoreError."""
     if asked.network != vouching.network:
         raise Refused("token_unknown", f"this controller is of the network {vouching.network}, not {asked.network}")
     key = tokens.key_of(asked.secret)
@@ -109,7 +124,7 @@ def redeem(store: Store, vouching: Vouching, asked: Enrolling, csr: pki.Request,
         entry, site = store.get(key), store.get(standing.SITES + asked.site)
         record, stands = tokens.read(entry) if entry else None, standing.read(site)
         if chain := tokens.judge(record, stands, asked.site, pki.key_hash(csr), now):
-            return chain
+            return chain, False
         assert entry is not None and record is not None  # judge refuses what is not there
         if in_force(store, asked.site) is None:
             raise Refused("site_unknown", f"{asked.site} is not in the network that was applied last")
@@ -119,7 +134,7 @@ def redeem(store: Store, vouching: Vouching, asked: Enrolling, csr: pki.Request,
         writes = [tokens.write(key, used, entry.revision), standing.write(asked.site, enrolled, site)]
         # Of two boxes with one token one is first; the other is judged again.
         if store.cas(writes) is not None:
-            return chain
+            return chain, True
 
 
 def _read(body: bytes) -> tuple[Enrolling, pki.Request]:

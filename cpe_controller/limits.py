@@ -1,7 +1,8 @@
 """May this one ask now, or only later?
 
 Pure: `Limits.admit(source, now)`. Every source has a bucket of its own, and all share one: each holds so many requests
-and fills up evenly. What is admitted takes one from both.
+and fills up evenly. What is admitted takes one from both. A source is an address, and behind a carrier's NAT that is
+many boxes: who turns out to be welcome is given back what he took (`give_back`), who guesses pays more (`charge`).
 """
 
 from __future__ import annotations
@@ -71,3 +72,15 @@ class Limits:
         own.left -= 1
         self._all.left -= 1
         return 0
+
+    def give_back(self, source: str, requests: int) -> None:
+        """So many of this source's were no burden. What they took of all together is gone."""
+        own = self._sources.get(source)
+        if own is not None:
+            own.left = min(float(self._each.burst), own.left + requests)
+
+    def charge(self, source: str, requests: int) -> None:
+        """It has to wait as if it had asked so often more, but never longer than for one bucket."""
+        own = self._sources.get(source)
+        if own is not None:
+            own.left = max(float(-self._each.burst), own.left - requests)

@@ -52,6 +52,11 @@ def new_key() -> Key:
     return ec.generate_private_key(ec.SECP256R1())
 
 
+def some_number() -> str:
+    """Six digits, for a name that is like no other."""
+    return f"{x509.random_serial_number() % 10**6:06}"
+
+
 @dataclass(frozen=True)
 class Holder:
     """Whose certificate it is: the `generation`th box of this site."""
@@ -60,9 +65,10 @@ class Holder:
     generation: int
 
 
-def new_authority(network: str, now: dt.datetime) -> Authority:
+def new_authority(network: str, now: dt.datetime, called: str = "root") -> Authority:
+    """A root. Two of one network must not have one name: an issuer is looked up by it."""
     key = new_key()
-    name = _name(network, "root")
+    name = _name(network, called)
     builder = _authority(name, key, path_length=1).issuer_name(name).not_valid_before(now - BACKDATED)
     return Authority(key, builder.not_valid_after(now + dt.timedelta(days=ROOT_DAYS)).sign(key, hashes.SHA256()))
 
@@ -70,8 +76,7 @@ def new_authority(network: str, now: dt.datetime) -> Authority:
 def new_sites_authority(root: Authority, network: str, now: dt.datetime) -> Authority:
     """Issues sites' certificates and no others: its extended key usage holds for all that is below it."""
     key = new_key()
-    # Two of one network must not have one name: an issuer is looked up by it.
-    name = _name(network, f"sites {now:%Y-%m-%d} {x509.random_serial_number() % 10**6:06}")
+    name = _name(network, f"sites {now:%Y-%m-%d} {some_number()}")
     builder = (
         _authority(name, key, path_length=0)
         .issuer_name(root.certificate.subject)

@@ -1,11 +1,14 @@
 #!/bin/bash
 # Builds the Debian packages: packaging/deb.sh [RELEASE-ARCH...], by default 12-amd64 and 13-amd64; 12-arm64 and 13-arm64
-# are possible too, and are built without running anything of them. Leaves them in build/deb/. Two builds of one commit are
-# byte-identical: all times are the changelog's, and the libraries are pinned by hash.
+# are possible too, and are built without running anything of them. Leaves them in build/deb/, or in $CPE_DEB_OUT. Two
+# builds of one commit are byte-identical, wherever: all times are the changelog's, and the libraries are pinned by hash.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
-OUT=build/deb
+ROOT=$PWD
+OUT=${CPE_DEB_OUT:-build/deb}
+# What pip has fetched is checked against its hash at each build, and need not be fetched again.
+WHEELHOUSE=build/deb/wheels
 # Debian release -> its Python and the one after.
 declare -A PYTHON=([12]=3.11 [13]=3.13) NEXT=([12]=3.12 [13]=3.14)
 # Wheels say the oldest C library that they run on; Debian 12 has 2.36.
@@ -39,17 +42,18 @@ build() { # RELEASE ARCH
         README.md CHANGELOG.md LICENSE | xargs -0 cp -a --parents -t "$work/source" --
     cp -a packaging/debian "$work/source/debian"
     for package in agent controller; do
-        mkdir -p "$OUT/wheels/$release-$arch/cpe-$package"
-        download "$package" "$release" "$arch" "$OUT/wheels/$release-$arch/cpe-$package"
-        cp -a "$OUT/wheels/$release-$arch/cpe-$package" "$work/source/wheels/"
+        mkdir -p "$WHEELHOUSE/$release-$arch/cpe-$package"
+        download "$package" "$release" "$arch" "$WHEELHOUSE/$release-$arch/cpe-$package"
+        cp -a "$WHEELHOUSE/$release-$arch/cpe-$package" "$work/source/wheels/"
     done
     # A package of Debian 12 makes room for Debian 13's when the router is upgraded.
-    sed -i "1s/(\([^)]*\))/(\1+deb$release)/" "$work/source/debian/changelog"
+    # (CPE_DEB_NEXT is what a test appends, to have something to upgrade to.)
+    sed -i "1s/(\([^)]*\))/(\1+deb$release${CPE_DEB_NEXT:-})/" "$work/source/debian/changelog"
     version=$(dpkg-parsechangelog -l"$work/source/debian/changelog" -SVersion)
     (cd "$work/source" && umask 022 &&
         CPE_PYTHON=${PYTHON[$release]} CPE_PYTHON_NEXT=${NEXT[$release]} CPE_PLATFORMS=$(platforms "$arch") \
         CPE_VERSION=$version PYTHONDONTWRITEBYTECODE=1 DEB_BUILD_OPTIONS='nocheck nostrip' \
-        PATH=$PWD/../../../../../.venv/bin:$PATH LC_ALL=C.UTF-8 TZ=UTC \
+        PATH=$ROOT/.venv/bin:$PATH LC_ALL=C.UTF-8 TZ=UTC \
         dpkg-buildpackage -b -d -us -uc -a"$arch" -rfakeroot) >"$work/log" 2>&1 ||
         { tail -n 40 "$work/log" >&2; fail "the build failed; the whole log is $work/log"; }
     mv "$work"/*.deb "$OUT/"

@@ -72,8 +72,12 @@ def standing(pending: bool, missing: str, reverted: Rejection | None) -> tuple[C
         reason = f"not confirmed yet: {missing}" if missing else "in force, and confirmed in a few seconds"
         found.append(Condition("DocumentPending", "", reason, Severity.DEGRADED if missing else Severity.OK))
     if reverted is not None:
-        given_up = f"version {reverted.epoch}.{reverted.version} was given up for good: {reverted.reason}"
-        reason = f"{given_up}; mend the network and apply it again"
+        version = f"version {reverted.epoch}.{reverted.version}"
+        if reverted.acquitted:
+            reason = f"{version} was given up: {reverted.reason}; without it that is no better, so it is tried again "
+            reason += "when the controller is heard"
+        else:
+            reason = f"{version} was given up for good: {reverted.reason}; mend the network and apply it again"
         found.append(Condition("DocumentReverted", "", reason))
     return tuple(found)
 

@@ -7,15 +7,23 @@ when it is taken up (`Before`), and only what the new document still lists is as
 failed. If that is not reached within the document's own `confirm_s`, the site goes back. Each start of the agent with
 a document still on trial is an attempt, so one that crashes the agent is given up after two.
 
+An uplink or a hub may fail by chance while a document is on trial, and nobody can tell that from its fault: the site
+goes back, which costs nothing. Then it shows: what comes back without the document was the document's doing; what is
+still missing after `DOUBT_S` was not, and the document may be tried again, `TRIALS_MAX` times in all. By then it is
+asked for what works by then.
+
 | state    | event                                      | new state | decision | why |
 |----------|--------------------------------------------|-----------|----------|-----|
 | settled  | taken up                                   | on trial  | wait     | first attempt |
-| on trial | taken up (a newer one)                     | on trial  | wait     | what worked before both still counts |
+| on trial, in doubt | taken up (a newer one)           | on trial  | wait     | what worked before both still counts |
 | settled  | started, fewer than `ATTEMPTS_MAX` before  | on trial  | wait     | one attempt more |
 | settled  | started, `ATTEMPTS_MAX` before             | settled   | revert   | the agent ended under it each time |
 | on trial | seen: all is back, `SETTLE_S` have passed  | settled   | confirm  | it does what the one before did |
-| on trial | seen: something is missing at the deadline | settled   | revert   | it does less than the one before |
+| on trial | seen: something is missing at the deadline | in doubt  | revert   | it does less than the one before |
 | on trial | seen: otherwise                            | on trial  | wait     | there is time yet |
+| in doubt | seen: all is back                          | settled   | blame    | without it, it works |
+| in doubt | seen: something is missing at the deadline | settled   | acquit   | without it, it works no better |
+| in doubt | seen: otherwise                            | in doubt  | wait     | |
 | settled  | seen                                       | settled   | wait     | nothing is on trial |
 
 The first document of a box has none before it: it has no deadline, and only its attempts are counted.
@@ -42,6 +50,10 @@ CONFIRM_MAX_S = 3600.0
 ATTEMPTS_MAX = 2
 # Of a hub's branches some are always on the move.
 HUB_SHARE = 0.9
+# Under the document before, a dialler that was kept waiting asks again after 15 s; then probes must be answered.
+DOUBT_S = 30.0
+# A document whose harm outlives it (a modem that takes minutes to recover) looks innocent each time.
+TRIALS_MAX = 3
 
 CRASHED = f"the agent ended {ATTEMPTS_MAX} times before it was confirmed"
 
@@ -50,6 +62,8 @@ class Verdict(Enum):
     WAIT = "wait"
     CONFIRM = "confirm"
     REVERT = "revert"
+    BLAME = "blame"
+    ACQUIT = "acquit"
 
 
 class TakenUp(msgspec.Struct, frozen=True):
@@ -79,7 +93,8 @@ class Seen(msgspec.Struct, frozen=True):
 
 
 class Trial(msgspec.Struct, frozen=True):
-    """A document on trial. `missing`: what it lacks still, in words."""
+    """A document on trial; `doubt`: it was given up, and is looked for fault with. `missing`: what is still lacking, in
+    words."""
 
     order: tuple[int, int]
     role: str
@@ -89,6 +104,7 @@ class Trial(msgspec.Struct, frozen=True):
     since: float
     deadline: float
     missing: str = ""
+    doubt: bool = False
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -175,12 +191,20 @@ def _begin(document: Document, before: Before, attempts: int, first: bool, now: 
 
 def _judge(trial: Trial, seen: Seen, now: float) -> tuple[Trial | None, Decision]:
     missing = _missing(trial, seen)
+    if trial.doubt:
+        if not missing:
+            return None, Decision(Verdict.BLAME)
+        if now >= trial.deadline:
+            return None, Decision(Verdict.ACQUIT, missing)
+        return trial, Decision(Verdict.WAIT, missing, trial.deadline)
     # A confirm_s below the time to settle would confirm nothing, ever.
     settled_at = min(trial.since + SETTLE_S, trial.deadline)
     if not missing and now >= settled_at:
         return None, Decision(Verdict.CONFIRM)
     if missing and now >= trial.deadline:
-        return None, Decision(Verdict.REVERT, f"{missing} within {trial.deadline - trial.since:g} s")
+        reason = f"{missing} within {trial.deadline - trial.since:g} s"
+        doubted = msgspec.structs.replace(trial, since=now, deadline=now + DOUBT_S, doubt=True)
+        return doubted, Decision(Verdict.REVERT, reason, doubted.deadline)
     wake_at = trial.deadline if missing else settled_at
     return msgspec.structs.replace(trial, missing=missing), Decision(Verdict.WAIT, missing, wake_at)
 

@@ -10,7 +10,7 @@ misses in a row are `serious`: they still answer before the verdict, and the nex
 
 | doubt    | event                                       | new doubt | standbys are asked         |
 |----------|---------------------------------------------|-----------|----------------------------|
-| none     | a round missed                              | in doubt  | if `ask_again_at` has come |
+| none     | a round missed, or the second echo of one   | in doubt  | if `ask_again_at` has come |
 | in doubt | `SERIOUS` rounds missed in a row            | the same  | yes                        |
 | in doubt | `DOUBT_S` over, the last round was answered | resting   | no                         |
 | resting  | `SERIOUS` rounds missed in a row            | in doubt  | yes                        |
@@ -62,15 +62,15 @@ def serious(missed_in_row: int, misses: int) -> bool:
     return missed_in_row >= min(SERIOUS, misses)
 
 
-def step(doubt: Doubt, missed_in_row: int, misses: int, gaps: int, now: float) -> Doubt:
-    """One look at the path's rounds. `gaps`: of its window."""
+def step(doubt: Doubt, missed_in_row: int, misses: int, gaps: int, now: float, lost: bool = False) -> Doubt:
+    """One look at the path's rounds. `gaps`: of its window. `lost`: an extra round was missed just now."""
     grave = serious(missed_in_row, misses)
     if doubt.holds(now):
         if grave and not doubt.asks:
             return _asking(doubt, now)
         # It may not end in the middle of a failure.
         return doubt if not grave else msgspec.structs.replace(doubt, until=max(doubt.until, now + DOUBT_S / 2))
-    if not missed_in_row or (now < doubt.rest_until and not grave and gaps < GAPS):
+    if not (missed_in_row or lost) or (now < doubt.rest_until and not grave and gaps < GAPS):
         return doubt
     until = now + DOUBT_S
     doubt = msgspec.structs.replace(doubt, until=until, rest_until=until + REST_S, asks=False)

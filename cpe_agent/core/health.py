@@ -75,8 +75,8 @@ class Round(msgspec.Struct, frozen=True):
 
 class Track(msgspec.Struct, frozen=True):
     """All that is known of one path. `since`: of the present state; `stable_since`: of the last fall (-inf: never);
-    `ready_since`: when its peer was willing again after it had not been (-inf: it always was). `rounds`: those that an
-    answer may still come to."""
+    `ready_since`: when its peer was willing again after it had not been (-inf: it always was). `missed_at`: when a
+    round was last found missed, an extra one or not. `rounds`: those that an answer may still come to."""
 
     misses: int
     state: State = State.UNKNOWN
@@ -92,6 +92,7 @@ class Track(msgspec.Struct, frozen=True):
     ready_since: float = -math.inf
     unready_rounds: int = 0
     missed_in_row: int = 0
+    missed_at: float = -math.inf
     last_answered: int = 0
     answered_in_row: int = 0
     srtt_s: float | None = None
@@ -243,6 +244,7 @@ def tick(track: Track, now: float) -> Track:
         ready=track.ready and unready < track.misses,
         unready_rounds=unready,
         missed_in_row=in_row,
+        missed_at=now if missed else track.missed_at,
         answered_in_row=0 if missed else track.answered_in_row,
         window=samples,
     )

@@ -36,7 +36,7 @@ def path_conditions(
                 lacking.setdefault(path, {})[bundle.name] = grade.worst
                 carried |= {path} if path == active else set()
     found = [Condition("PathDegraded", str(path), _lacking(path in carried, lacking[path])) for path in sorted(lacking)]
-    for name in sorted(steering.barred):
+    for name in sorted(steering.barred | steering.starved):
         reason = (
             "the uplinks that are up have spent their monthly_bytes, and its class must not exceed them; mend another "
             "uplink, raise monthly_bytes, or set `metered: always`"

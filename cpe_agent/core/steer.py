@@ -106,7 +106,8 @@ class Trial(msgspec.Struct, frozen=True):
 class Steering(msgspec.Struct, frozen=True):
     """Active path of each bundle; since when one that has none could have had one and waits for a better one; grades;
     hold-downs; when a bundle's peer was last seen failing; trials; what is to be probed at the quick pace, and since
-    when; bundles that may use no path that is there."""
+    when; bundles that may use no path that is there; those that wait on a dead one because what is up has spent its
+    bytes."""
 
     active: dict[str, Path | None] = {}
     waiting_since: dict[str, float] = {}
@@ -116,6 +117,7 @@ class Steering(msgspec.Struct, frozen=True):
     trials: dict[str, Trial] = {}
     measure: dict[Path, float] = {}
     barred: frozenset[str] = frozenset()
+    starved: frozenset[str] = frozenset()
 
 
 class Decision(msgspec.Struct, frozen=True):
@@ -145,6 +147,7 @@ def step(
     trials: dict[str, Trial] = {}
     measure: set[Path] = set()
     barred: set[str] = set()
+    starved: set[str] = set()
     wake_at = math.inf
     for bundle in bundles:
         grades |= _graded(bundle, steering, figures, now)
@@ -168,12 +171,15 @@ def step(
             hold = _held(hold, reason, failback_s, now)
         if chosen is None and any(spent(bundle, path, view) for path in bundle.paths):
             barred.add(bundle.name)
+        up = [path for path in bundle.paths if path in figures]
+        if chosen is not None and chosen not in up and any(spent(bundle, path, view) for path in up):
+            starved.add(bundle.name)
         active[bundle.name] = chosen
         holds[bundle.name] = hold
         trials[bundle.name] = chooser.trial if chosen == present else Trial()
         measure |= chooser.measure
     measuring = {path: steering.measure.get(path, now) for path in sorted(measure)}
-    new = Steering(active, waiting, grades, holds, blamed, trials, measuring, frozenset(barred))
+    new = Steering(active, waiting, grades, holds, blamed, trials, measuring, frozenset(barred), frozenset(starved))
     return Decision(new, tuple(moves), wake_at)
 
 

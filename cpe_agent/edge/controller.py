@@ -80,6 +80,7 @@ class HttpsController:
         self._base_urls = self._first_urls
         self._last_good = 0
         self._ca_pem_path = ca_pem_path
+        self._cas: tuple[str, ...] = ()
         self._certificate_path = certificate_path
         self._key_path = key_path
         self._https = Https(self._tls, names, now, timeout_s=timeout_s, trust_env=trust_env)
@@ -147,6 +148,10 @@ class HttpsController:
         urls = list(dict.fromkeys([*(url.rstrip("/") for url in base_urls), *self._first_urls]))
         if urls != self._base_urls:
             self._base_urls, self._last_good = urls, 0
+
+    def trust(self, cas: Sequence[str]) -> None:
+        """Only these (PEM) vouch for the controller from the next connection on; none: the file of the settings."""
+        self._cas = tuple(cas)
 
     async def aclose(self) -> None:
         """Close every stream that is still open."""
@@ -222,9 +227,10 @@ class HttpsController:
 
     def _tls(self) -> ssl.SSLContext:
         try:
-            context = server_tls(None, str(self._ca_pem_path))
+            context = server_tls("\n".join(self._cas)) if self._cas else server_tls(None, str(self._ca_pem_path))
         except (OSError, ValueError) as error:
-            raise ControllerError("connect", f"{self._ca_pem_path} cannot be used as authority: {error}") from None
+            whose = "the document's trust.cas" if self._cas else self._ca_pem_path
+            raise ControllerError("connect", f"{whose} cannot be used as authority: {error}") from None
         try:
             context.load_cert_chain(self._certificate_path, self._key_path)
         except (OSError, ValueError) as error:

@@ -8,11 +8,12 @@ expired is no error here: the data plane may outlive it, and the caller knows a 
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Sequence
 from pathlib import Path
 
 import msgspec
 from cryptography import x509
-from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 
@@ -56,6 +57,19 @@ def load_identity(certificate_path: Path, key_path: Path) -> Identity:
         not_before=certificate.not_valid_before_utc,
         chain_pem=b"".join(c.public_bytes(serialization.Encoding.PEM) for c in (certificate, *intermediate)),
     )
+
+
+def vouched_by(identity: Identity, cas: Sequence[str]) -> bool:
+    """Is the certificate one of the first of these authorities (PEM), which is the root that is to stay? One that does
+    not show who issued it is given the benefit of the doubt."""
+    chain = x509.load_pem_x509_certificates(identity.chain_pem)
+    if not cas or len(chain) < 2:
+        return True
+    try:
+        chain[-1].verify_directly_issued_by(x509.load_pem_x509_certificate(cas[0].encode()))
+    except (ValueError, TypeError, InvalidSignature):
+        return False
+    return True
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 import trio
 
 from cpe_agent import __version__
+from cpe_agent.core.backoff import backoff_s
 from cpe_agent.core.site_report import Facts, news, site_report
 from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.report import Reporter
@@ -21,7 +22,7 @@ from cpe_agent.ports import ControllerPort, EdgeError
 CHANGE_S = 2.0
 # and that nothing changed so often.
 TICK_S = 60.0
-RETRY_FIRST_S = 2.0
+RETRY_FIRST_S = 4.0
 RETRY_MAX_S = 60.0
 RETRY_AFTER_MAX_S = 600.0
 
@@ -55,7 +56,7 @@ class Announcer:
                 await trio.sleep(CHANGE_S)
                 continue
             failures += 1
-            wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+            wait = backoff_s(failures, RETRY_FIRST_S, RETRY_MAX_S, random.random())
             asked = getattr(error, "retry_after_s", None) or 0.0
             await trio.sleep(max(wait, min(asked, RETRY_AFTER_MAX_S)))
 
@@ -63,7 +64,7 @@ class Announcer:
         """From what is known; nothing is read for it, since on a hub that would cost more than all else."""
         document, standing = self._cells.document.value, self._cells.standing.value
         conditions = self._reporter.conditions()
-        readiness = self._cells.readiness.value
+        readiness, reverted = self._cells.readiness.value, standing.reverted
         if document is not None and document.role == "hub":
             serving = readiness is not None and readiness.ready
         else:
@@ -73,7 +74,8 @@ class Announcer:
             order=document.order if document is not None else None,
             since=standing.since,
             confirmed=not standing.pending,
-            refused=standing.refused or standing.reverted,
+            # What may be taken up again is to be offered again.
+            refused=standing.refused or (reverted if reverted is not None and not reverted.acquitted else None),
             conditions=conditions,
             paths={str(path): track.state.value for path, track in self._reporter.tracks.items()},
             serving=serving,

@@ -90,7 +90,8 @@ class Cells:
     clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets,
     duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); broken (loops.ipsec);
     active, moves, steering, measure, outages (loops.steering); usages, budgets, overhead (loops.metering); own_uplink
-    (loops.own_way); services (loops.services); taken_out (loops.drill)."""
+    (loops.own_way); services (loops.services); taken_out (loops.drill); charon_care
+    (loops.charon_care)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -121,3 +122,5 @@ class Cells:
         self.own_uplink: Cell[str | None] = Cell(None)
         self.services: Cell[Services] = Cell(Services())
         self.taken_out: Cell[frozenset[Path]] = Cell(frozenset())
+        # What is wrong with charon itself, as a process.
+        self.charon_care: Cell[tuple[Condition, ...]] = Cell(())

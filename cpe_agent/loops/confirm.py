@@ -16,17 +16,18 @@ from typing import TypeVar
 import msgspec
 import trio
 
-from cpe_agent.core import confirm, obey
-from cpe_agent.core.confirm import Decision, Seen, Started, TakenUp, Trial, Verdict
+from cpe_agent.core import confirm, obey, rejections
+from cpe_agent.core.confirm import Decision, Started, TakenUp, Trial, Verdict
 from cpe_agent.core.health import Track
 from cpe_agent.core.wanted_tunnels import selectors
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
-from cpe_agent.loops.cells import Cells, TargetState
+from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.stored import Kept, digest, read_stored
+from cpe_agent.loops.witness import Witness
 from cpe_agent.model.condition import RollbackAnswer
-from cpe_agent.model.confirmation import Before, Rejection
+from cpe_agent.model.confirmation import Rejection
 from cpe_agent.model.dataplane import Path
 from cpe_agent.model.document import Document, DocumentError
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers, StorePort
@@ -41,11 +42,6 @@ LOOK_S = 0.5
 REACH_S = 1.0
 # Days are meant; a clock may jump.
 EXPIRY_LOOK_S = 5.0
-# The targets that hold what a document asks of this box alone; tunnels need the other end, and are judged by peers.
-LOCAL_TARGETS = ("rules", "routes")
-# Given up, and still remembered.
-REJECTIONS_MAX = 16
-
 Reach = Callable[[], Awaitable[bool]]
 
 
@@ -66,20 +62,19 @@ class InForce:
         self._clock = clock
         self._site = site
         self._roots = dict(roots)
-        self._tracks = tracks
+        self._witness = Witness(cells, tracks)
         self._bell = Bell()
         self._trial: Trial | None = None
+        self._doubt: Trial | None = None  # what was given up last, while it may turn out not to be its fault
         self._attempts = 0
         self._good: Kept | None = None
         self._previous: Kept | None = None
         self._current: Kept | None = None  # as it came; what is in force may lack removed peers
         self._rejections: tuple[Rejection, ...] = ()
+        self._waiting = rejections.Waiting()  # to try again what was acquitted
         self._trusted: dict[str, str] = {}
         self._made: dict[str, str] = {}
         self._highest: tuple[int, int] | None = None
-        # What the targets held when the document was taken up: what is the same object since has not been looked at.
-        self._targets_then: Mapping[str, TargetState] = {}
-        self._reached: Trial | None = None
         self._unsaved: dict[str, str] = {}  # what could not be written, and why
         self._wake_at = math.inf
         # What is in force, with the pairs that it loses when its time has run out.
@@ -127,8 +122,9 @@ class InForce:
             if self._current is not None and self._current.signed.raw == signed.raw:
                 self.offered_in_force()
                 return
-            if any(rejection.sha256 == sha256 for rejection in self._rejections):
-                return  # it was given up for good, and the condition says so
+            tried = rejections.with_bytes(self._rejections, sha256)
+            if tried is not None and not (tried.acquitted and self.may_try_again(tried.order)):
+                return  # it was given up, for good or for now, and the condition says so
             document = obey.obey(signed.raw, self._site, self._not_newer(), self._whole, self._clock.now())
             # Bundles that contradict each other show only when they are compiled.
             selectors(document)
@@ -144,8 +140,18 @@ class InForce:
         self._set_standing(refused=None)
 
     def given_up(self, order: tuple[int, int]) -> bool:
-        """Was the document of this order given up here?"""
-        return any(rejection.order == order for rejection in self._rejections)
+        """Was the document of this order given up here, for good?"""
+        return rejections.given_up(self._rejections, order)
+
+    def may_try_again(self, order: tuple[int, int]) -> bool:
+        """The controller is heard, and offers this: was it given up for what turned out not to be its fault, and is it
+        time to try it again?"""
+        current = None if self._current is None else self._current.document.order
+        if not rejections.may_try_again(self._rejections, order, current):
+            return False
+        now = trio.current_time()
+        self._waiting = rejections.heard(self._waiting, now)
+        return rejections.due(self._waiting, self._witness.healthy(), now)
 
     def roll_back(self) -> RollbackAnswer:
         """Back to the document before, until a newer one than ever comes. Raises `EdgeError` if there is none."""
@@ -173,10 +179,11 @@ class InForce:
             nursery.start_soon(self._reach_controller, reach)
             nursery.start_soon(self._watch_expiry)
             while True:
-                look_at = trio.current_time() + LOOK_S if self._trial is not None else math.inf
+                look_at = trio.current_time() + LOOK_S if self._watched is not None else math.inf
                 await self._bell.wait(min(look_at, self._wake_at))
-                if self._trial is not None:
-                    self._decide(*confirm.step(self._trial, self._see(self._trial), trio.current_time()))
+                watched = self._watched
+                if watched is not None:
+                    self._decide(*confirm.step(watched, self._witness.see(watched), trio.current_time()))
 
     def stopped(self) -> None:
         """The agent ends as it was told to: that is no attempt of the document's."""
@@ -184,10 +191,15 @@ class InForce:
             self._attempts -= 1
             self._save_pending()
 
+    @property
+    def _watched(self) -> Trial | None:
+        return self._trial or self._doubt
+
     def _take_up(self, kept: Kept) -> None:
         document = kept.document
-        event = TakenUp(document, self._before(), first=self._good is None)
-        self._trial, decision = confirm.step(self._trial, event, trio.current_time())
+        event = TakenUp(document, self._witness.before(), first=self._good is None)
+        self._trial, decision = confirm.step(self._watched, event, trio.current_time())
+        self._doubt = None
         self._wake_at = decision.wake_at
         self._made[kept.signed.key_id] = (self._trusted or self._roots)[kept.signed.key_id]
         self._trusted = obey.signing_keys(document, self._trusted or self._roots)
@@ -204,38 +216,12 @@ class InForce:
         log.info("document_accepted", epoch=document.epoch, version=document.version)
 
     def _put_in_force(self, document: Document) -> None:
-        self._targets_then = dict(self._cells.targets.value)
+        self._witness.put_in_force()
         self._whole, self._lapsed = document, obey.lapsed(document, self._clock.now())
         # Its paths stay up, so that a newer one is in force in no time; nobody may talk.
         self._cells.document.set(msgspec.structs.replace(document, pairs=()) if self._lapsed else document)
         self._set_standing(since=time.time())
         self._bell.ring("document")
-
-    def _before(self) -> Before:
-        state = self._cells.controller.value
-        # Taken by the kernel; that somebody else is in the way there is no fault of a document's.
-        in_sync = {name for name in LOCAL_TARGETS if (t := self._cells.targets.value.get(name)) and not t.error}
-        return Before(self._healthy(), frozenset(in_sync), state.last_contact is not None and not state.error)
-
-    def _see(self, trial: Trial) -> Seen:
-        plan, targets = self._cells.plan.value, self._cells.targets.value
-        if plan is None or plan.document is not self._cells.document.value:
-            return Seen()
-        # What a document leaves as it was is not looked at anew; by then it is in sync with this one as well.
-        settled = trio.current_time() >= trial.since + confirm.SETTLE_S
-        then = self._targets_then
-        in_sync = frozenset(
-            name
-            for name in LOCAL_TARGETS
-            if (now := targets.get(name)) and not now.error and (settled or now is not then.get(name))
-        )
-        return Seen(self._healthy(), in_sync, controller=self._reached is not None and _same(self._reached, trial))
-
-    def _healthy(self) -> frozenset[str]:
-        plan, charon = self._cells.plan.value, self._cells.charon.value
-        if plan is None or charon is None:
-            return frozenset()
-        return confirm.healthy_peers(plan.dataplane.tunnels.connections, charon, self._tracks)
 
     async def _watch_expiry(self) -> None:
         while True:
@@ -247,27 +233,36 @@ class InForce:
                     log.error("document_expired", epoch=document.epoch, version=document.version)
 
     async def _reach_controller(self, reach: Reach) -> None:
-        """While a trial waits for the controller, ask it over connections that are made under the new document."""
+        """While a trial waits for the controller, ask it over connections that are made under the document in force."""
         while True:
             await trio.sleep(REACH_S)
-            trial = self._trial
+            trial = self._watched
             if trial is None or not trial.before.controller:
                 continue
-            reached = self._reached is not None and _same(self._reached, trial)
-            if not reached and trial.before.targets <= self._see(trial).in_sync and await reach():
-                self._reached = trial
+            seen = self._witness.see(trial)
+            if not seen.controller and trial.before.targets <= seen.in_sync and await reach():
+                self._witness.reached(trial)
                 self._bell.ring("controller")
 
     def _decide(self, trial: Trial | None, decision: Decision) -> bool:
         """Do what core.confirm says. Returns whether the trial ended in a revert."""
-        ended, self._trial, self._wake_at = self._trial, trial, decision.wake_at
-        if decision.verdict is Verdict.CONFIRM and ended is not None:
-            self._confirm()
-        elif decision.verdict is Verdict.REVERT:
-            self._revert(decision.reason)
-            return True
-        elif trial is not None:
-            self._set_standing()
+        doubted, self._doubt = self._doubt, None
+        self._wake_at = decision.wake_at
+        match decision.verdict:
+            case Verdict.REVERT:
+                self._revert(decision.reason)
+                self._doubt, self._wake_at = trial, decision.wake_at
+                return True
+            case Verdict.CONFIRM:
+                self._trial = None
+                self._confirm()
+            case Verdict.ACQUIT if doubted is not None:
+                self._acquit(doubted, decision.reason)
+            case Verdict.WAIT if trial is not None and trial.doubt:
+                self._doubt = trial
+            case Verdict.WAIT if trial is not None:
+                self._trial = trial
+                self._set_standing()
         return False
 
     def _confirm(self) -> None:
@@ -282,8 +277,7 @@ class InForce:
         # Those that were given up before it say nothing any more.
         newer = tuple(rejection for rejection in self._rejections if rejection.order > kept.document.order)
         if newer != self._rejections:
-            self._rejections = newer
-            self._save("rejected", lambda: self._store.save_rejections(newer))
+            self._remember(newer)
         self._set_standing()
         log.info("document_confirmed", epoch=kept.document.epoch, version=kept.document.version)
 
@@ -298,9 +292,22 @@ class InForce:
     def _give_up(self, document: Document, sha256: str, back_to: Document | None, reason: str) -> None:
         removed = () if back_to is None else confirm.removed_peers(back_to, document)
         rejection = Rejection(document.epoch, document.version, reason, True, removed, sha256)
-        self._rejections = (*self._rejections, rejection)[-REJECTIONS_MAX:]
-        self._save("rejected", lambda: self._store.save_rejections(self._rejections))
+        self._remember(rejections.one_more(self._rejections, rejection))
         log.error("document_reverted", epoch=document.epoch, version=document.version, reason=reason)
+
+    def _acquit(self, doubted: Trial, missing: str) -> None:
+        """It was not its fault: what it lacked is missing without it as well."""
+        told = rejections.acquitted(self._rejections, doubted.order)
+        if told != self._rejections:
+            self._remember(told)
+            self._waiting = rejections.Waiting(doubted.before.healthy & doubted.listed)
+            epoch, version = doubted.order
+            log.warning("document_acquitted", epoch=epoch, version=version, reason=missing)
+            self._set_standing()
+
+    def _remember(self, told: tuple[Rejection, ...]) -> None:
+        self._rejections = told
+        self._save("rejected", lambda: self._store.save_rejections(told))
 
     def _go_back(self, good: Kept | None) -> None:
         self._current = good
@@ -365,7 +372,3 @@ class InForce:
                 **changes,
             )
         )
-
-
-def _same(one: Trial, other: Trial) -> bool:
-    return (one.order, one.since) == (other.order, other.since)

@@ -16,6 +16,7 @@ import msgspec
 import trio
 
 from cpe_agent.core import bootstrap
+from cpe_agent.core.backoff import backoff_s
 from cpe_agent.core.uplinks import resolve
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells
@@ -24,7 +25,7 @@ from cpe_agent.ports import ControllerPort, EdgeError
 
 log = get_logger()
 
-RETRY_FIRST_S = 0.5
+RETRY_FIRST_S = 1.0
 RETRY_MAX_S = 30.0
 # A controller may ask for patience, but not for ever.
 RETRY_AFTER_MAX_S = 600.0
@@ -91,7 +92,7 @@ class Follower:
             if self._under_way.cancelled_caught:
                 continue
             failures += 1
-            wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 10)) * random.uniform(0.5, 1.0)
+            wait = backoff_s(failures, RETRY_FIRST_S, RETRY_MAX_S, random.random())
             await trio.sleep(max(wait, min(asked_to_wait_s, RETRY_AFTER_MAX_S)))
 
     async def reach(self) -> bool:
@@ -136,6 +137,10 @@ class Follower:
         self._heard()
         if order is not None:
             self._announced = order
+        if self._announced is not None and self._in_force.may_try_again(self._announced):
+            self._etag = None
+            await self._fetch(local_address)
+            return
         if order is None or self._in_force.given_up(order):
             return
         if order != self._in_force.highest:

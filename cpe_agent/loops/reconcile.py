@@ -33,6 +33,7 @@ from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells, Plan
 from cpe_agent.loops.early import EarlyPackets
 from cpe_agent.loops.glancing import glance_at_charon
+from cpe_agent.loops.progress import Progress
 from cpe_agent.loops.target import RETRY_FIRST_S, Target
 from cpe_agent.model.dataplane import MAIN, Backend, Dataplane, Path, Route, Routes, Tunnels
 from cpe_agent.model.observed import Charon, Links
@@ -61,6 +62,8 @@ class Reconciler:
         # Set once the firewall has been seen to. Who opens connections waits for it: what was opened before the
         # kernel began to track connections has no entry, and its replies would be dropped as new.
         self.firewall_seen_to = trio.Event()
+        # Of the loop of rules and routes, and of that of tunnels, by their targets' names.
+        self.progress = Progress()
         self._cells = cells
         self._firewall = firewall_port
         self._routes = route_port
@@ -114,6 +117,7 @@ class Reconciler:
         self.bell.ring("plan")
         planned: Plan | None = None
         while True:
+            self.progress.made(RULES)
             until = min(trio.current_time() + BACKSTOP_S, self._rules_target.retry_at, self._routes_target.retry_at)
             names = await self.bell.wait(until) or {RULES, ROUTES}
             plan = self._cells.plan.value
@@ -145,7 +149,7 @@ class Reconciler:
                 # Each lock is enough alone.
                 self._locked_plan = plan
             if "plan" in names and self._locked_plan is plan:
-                await self._pass_tunnels()
+                await self._pass_tunnels(RULES)
                 settled = not self._routes_target.state.error and not self._tunnels_target.state.error
                 self._carried_out = plan.dataplane if settled else None
             await self._open_rules(opening)
@@ -267,12 +271,13 @@ class Reconciler:
 
     async def _keep_tunnels(self) -> None:
         while True:
+            self.progress.made(TUNNELS)
             until = trio.current_time() + BACKSTOP_S
             if self._locked_plan is not None:
                 until = min(until, self._tunnels_wake_at, self._tunnels_target.retry_at)
             await self.tunnels_bell.wait(until)
             if self._locked_plan is not None:
-                await self._pass_tunnels()
+                await self._pass_tunnels(TUNNELS)
 
     async def _keep_traffic(self) -> None:
         """What moves is started beside the looks at charon."""
@@ -292,12 +297,14 @@ class Reconciler:
             barred=frozenset(b.child for b in bundles if b.name in barred),
         )
 
-    async def _pass_tunnels(self) -> None:
-        async with self._tunnels_lock:
-            try:
-                await self._tunnels_step()
-            except EdgeError as error:
-                self._tunnels_target.failed(error)
+    async def _pass_tunnels(self, loop: str) -> None:
+        with self.progress.together(loop):
+            async with self._tunnels_lock:
+                self.progress.made_together()
+                try:
+                    await self._tunnels_step()
+                except EdgeError as error:
+                    self._tunnels_target.failed(error)
 
     async def _start_traffic(self, wanted: Tunnels) -> None:
         known = self._cells.charon.value
@@ -343,6 +350,7 @@ class Reconciler:
                 await self._tunnels.apply(op)
             except EdgeError as error:
                 refused = refused or error
+            self.progress.made_together()
         if refused is not None:
             raise refused
         self._settled[TUNNELS] = wanted.connections

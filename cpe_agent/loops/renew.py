@@ -1,4 +1,4 @@
-"""Is this site's certificate young enough? From half of its life on, a new one is asked for, with a new key.
+"""Is this site's certificate young enough, and of the right authority? Else a new one is asked for, with a new key.
 
 The new key and certificate are whole on the disk before anybody uses them; then charon and the controller's channel
 take them up. Tunnels that live are left alone: they meet the new certificate when they are replaced.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 
 import trio
 
+from cpe_agent.core.backoff import backoff_s
 from cpe_agent.core.certificate import Life, renews_at_s
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells
@@ -21,13 +22,14 @@ from cpe_agent.ports import ControllerPort, CredentialsPort, EdgeError
 log = get_logger()
 
 LOOK_S = 3600.0
-RETRY_FIRST_S = 60.0
+RETRY_FIRST_S = 120.0
 RETRY_MAX_S = 6 * 3600.0
 
 
 class Renewer:
     """The one writer of the certificate Cell. `credentials` None: they are not ours to renew. `load`: reads the files
-    and gives what is there now to who uses it."""
+    and gives what is there now to who uses it. `vouched`: whether the certificate is of the authority that is to stay
+    when another is on its way out."""
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class Renewer:
         clock: FlooredClock,
         load: Callable[[], Life],
         ways: Callable[[], Sequence[str]],
+        vouched: Callable[[], bool] = lambda: True,
     ) -> None:
         self._cells = cells
         self._port = port
@@ -44,6 +47,7 @@ class Renewer:
         self._clock = clock
         self._load = load
         self._ways = ways
+        self._vouched = vouched
 
     async def run(self) -> None:
         """For ever."""
@@ -51,13 +55,16 @@ class Renewer:
         while True:
             life = self._cells.certificate.value
             wait_s = LOOK_S * random.uniform(0.5, 1.0)
-            if life is not None and self._credentials is not None and self._clock.now_s() >= renews_at_s(life):
+            if life is not None and self._credentials is not None and not self._good(life):
                 if await self._renew(self._credentials):
                     failures = 0
                     continue
                 failures += 1
-                wait_s = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(failures, 12)) * random.uniform(0.5, 1.0)
+                wait_s = backoff_s(failures, RETRY_FIRST_S, RETRY_MAX_S, random.random())
             await trio.sleep(wait_s)
+
+    def _good(self, life: Life) -> bool:
+        return self._clock.now_s() < renews_at_s(life) and self._vouched()
 
     async def _renew(self, credentials: CredentialsPort) -> bool:
         try:
@@ -78,7 +85,7 @@ class Renewer:
         except EdgeError as error:
             log.error("renewal_failed", cause=error.cause)
             return False
-        young = renews_at_s(life) > self._clock.now_s()
+        young = self._good(life)
         self._cells.certificate.set(life)
         log.info("certificate_renewed", state=f"valid until {_day(life)}")
         # A controller that gives old ones must not be asked in a loop.

@@ -10,7 +10,7 @@ import msgspec
 import trio
 
 from cpe_agent import __version__
-from cpe_agent.core import certificate, conditions, metering, overhead
+from cpe_agent.core import certificate, conditions, heartbeat, metering, overhead
 from cpe_agent.core.health import Track
 from cpe_agent.core.path_conditions import path_conditions
 from cpe_agent.core.pathmtu import Target
@@ -50,6 +50,8 @@ class Reporter:
         self._backend = backend
         self._started = time.time()
         self._since: dict[tuple[str, str], float] = {}
+        # As last looked at, for who only wants a line of it.
+        self._latest: tuple[Condition, ...] = ()
         # What the document's pairs came to, and whose each counter is.
         self._pairs = PairSets()
         self._pair_of: dict[str, str] = {}
@@ -109,6 +111,11 @@ class Reporter:
         """Those that hold now, and since when."""
         return self._conditions()
 
+    def line(self) -> str:
+        """How the site fares, in a line, as of the last look."""
+        document = self._cells.document.value
+        return heartbeat.line(self._site, document.order if document else None, self._latest)
+
     def _conditions(self) -> tuple[Condition, ...]:
         cells = self._cells
         plan = cells.plan.value
@@ -134,7 +141,8 @@ class Reporter:
             if key not in self._since:
                 log.warning("condition_raised", condition=key[0], subject=key[1], reason=condition.reason)
                 self._since[key] = now
-        return tuple(msgspec.structs.replace(c, since=self._since[key]) for key, c in sorted(held.items()))
+        self._latest = tuple(msgspec.structs.replace(c, since=self._since[key]) for key, c in sorted(held.items()))
+        return self._latest
 
     def _obstacles(self, plan: Plan | None) -> tuple[Condition, ...]:
         """What is known elsewhere to be in the way: by compiling, by the checks of a hub, by its branches' IKE_SAs, by
@@ -149,6 +157,7 @@ class Reporter:
             *conditions.clock(self._cells.clock_floor.value, time.time()),
             *conditions.standing(standing.pending, standing.missing, standing.reverted),
             *self._cells.silent.value,
+            *cells.charon_care.value,
             *(self._path_conditions(plan) if plan else ()),
             *(metering.conditions(plan.document.uplinks, cells.usages.value, cells.budgets.value) if plan else ()),
         )

@@ -78,7 +78,7 @@ def read_stored(store: StorePort, site: str, roots: Mapping[str, str]) -> Stored
             return None
 
     rejections = load(store.load_rejections) or ()
-    given_up = {rejection.sha256 for rejection in rejections}
+    given_up = {rejection.sha256 for rejection in rejections if not rejection.acquitted}
     good = keep(load(store.load_document))
     previous = keep(load(store.load_previous))
     if good is not None and digest(good.signed.raw) in given_up and previous is not None:

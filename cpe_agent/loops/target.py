@@ -9,6 +9,7 @@ import time
 import msgspec
 import trio
 
+from cpe_agent.core.backoff import backoff_s
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells, TargetState
 from cpe_agent.ports import EdgeError
@@ -52,8 +53,7 @@ class Target:
         if self.state.error != str(error):
             log.error("target_failed", target=self.name, op=error.op, cause=error.cause)
         self._failures += 1
-        wait = min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(self._failures, 10)) * random.uniform(0.75, 1.25)
-        self.retry_at = trio.current_time() + wait
+        self.retry_at = trio.current_time() + backoff_s(self._failures, RETRY_FIRST_S, RETRY_MAX_S, random.random())
         self._set(msgspec.structs.replace(self.state, in_sync=False, error=str(error)))
 
     def _set(self, state: TargetState) -> None:

@@ -21,7 +21,8 @@ class Rejection(msgspec.Struct, frozen=True):
     """A document that is not obeyed, and why. `reverted`: it was in force for a while, and was given up for good.
 
     `removed`: the peers that it had taken away from the document before it; a revert does not give them back. `sha256`:
-    of its bytes, by which it is known when it is offered again.
+    of its bytes, by which it is known when it is offered again. `trials`: how often it was given up. `acquitted`: what
+    it was given up for was missing without it too, so it may be taken up again.
     """
 
     epoch: int
@@ -30,6 +31,8 @@ class Rejection(msgspec.Struct, frozen=True):
     reverted: bool = False
     removed: tuple[str, ...] = ()
     sha256: str = ""
+    trials: int = 1
+    acquitted: bool = False
 
     @property
     def order(self) -> tuple[int, int]:

@@ -170,7 +170,8 @@ class Policy(_Part, frozen=True):
 
 
 class Management(_Part, frozen=True):
-    """Which subnets may reach the router itself, and which time servers it uses."""
+    """Which subnets may reach the router itself, and which time servers (addresses or names) it asks; none: those that
+    its system has by itself."""
 
     metrics_from: tuple[str, ...] = ()
     ssh_from: tuple[str, ...] = ()

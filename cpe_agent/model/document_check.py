@@ -31,6 +31,7 @@ from cpe_agent.model.document import (
 
 # As the kernel has it: at most 15 bytes, no slash and no white space; and nothing that nft would have to quote.
 INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}\Z")
+_HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 # Ten years. What is added to a clock must fit into a float, and into charon's 32 bits.
 SECONDS_MAX = 315_360_000
 PORTS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?\Z")
@@ -80,6 +81,10 @@ def check(document: Document) -> None:
     for field in ("metrics_from", "ssh_from", "routing_from"):
         for index, subnet in enumerate(getattr(document.management, field)):
             parse_network(f"management.{field}[{index}]", subnet)
+    for index, server in enumerate(document.management.time_servers):
+        # Each becomes a word in a line of somebody else's settings.
+        if not _HOST.fullmatch(server):
+            raise DocumentError(f"management.time_servers[{index}]", f"{server!r} is no address or host name")
 
 
 def parse_network(path: str, text: str) -> Network:

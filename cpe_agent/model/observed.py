@@ -55,6 +55,15 @@ class ChildSa(msgspec.Struct, frozen=True):
         return self.state in ("INSTALLED", "REKEYING", "REKEYED")
 
 
+class CharonSigns(msgspec.Struct, frozen=True):
+    """Of which use charon is. `answers`: ours does. `listens`: somebody has UDP 4500. `strangers`: other IKE daemons
+    that run here, by what gives them away, in words."""
+
+    answers: bool
+    listens: bool
+    strangers: tuple[str, ...] = ()
+
+
 class KernelSa(msgspec.Struct, frozen=True, order=True):
     """An SA of ESP in UDP that the kernel holds. `added`: wall time. `mark`: what it marks decrypted packets with."""
 

@@ -12,15 +12,12 @@ from pathlib import Path
 
 from cpe_agent.model.document import SigningKey
 from cpe_agent.model.document_check import decode
-from cpe_controller import audit, reports, setup
-from cpe_controller.change import DOCUMENTS, Published
+from cpe_controller import audit, behind, rolling, setup
 from cpe_controller.commands import Answer, Rotate, applying
 from cpe_controller.files import SetupError, save
 from cpe_controller.setup import NEXT_KEY, Setup
 from cpe_controller.signing import Signer, public_key
 from cpe_controller.store import Store
-
-_SHOWN = 10
 
 
 def rotate(state_dir: Path, store: Store, told: Setup, command: Rotate, by: str) -> Answer:
@@ -35,6 +32,8 @@ def _start(
 ) -> Answer:
     if len(keys) > 1:
         raise SetupError(f"key {keys[1].id} is on its way already; finish that first")
+    if not rolling.settled(store):
+        raise SetupError("a rollout is not through: let it end, or apply again, and then rotate")
     if public is not None:
         try:
             new = public_key(public.encode())
@@ -58,29 +57,16 @@ def _finish(
     if len(keys) < 2:
         raise SetupError("no key is on its way; begin with: cpe-controller rotate start")
     new = keys[1]
-    behind = _behind(store, new)
-    if behind and not leave_behind:
-        some = ", ".join(behind[:_SHOWN]) + (f" and {len(behind) - _SHOWN} more" if len(behind) > _SHOWN else "")
-        raise SetupError(
-            f"{len(behind)} sites have not confirmed that they believe key {new.id}, and would obey nobody: {some}; "
-            f"wait for them, or give them up with --leave-behind"
-        )
-    audit.append(store, dt.datetime.now(dt.UTC), by, "rotate finish", {"key": new.id, "behind": ", ".join(behind)})
+    late = behind.sites(store, _unaware(new))
+    behind.refuse(late, leave_behind, f"confirmed that they believe key {new.id}, and would obey nobody")
+    audit.append(store, dt.datetime.now(dt.UTC), by, "rotate finish", {"key": new.id, "behind": ", ".join(late)})
     setup.save_signing_keys(state_dir, (new,))
     answer = applying.again(state_dir, store, told, by)
     return Answer((*answer.lines, f"documents are signed by key {new.id}; the old one is believed no longer"), {})
 
 
-def _behind(store: Store, new: SigningKey) -> list[str]:
-    """Sites that are not known to believe it: what they confirmed last is no document that says so."""
-    contacts = reports.stored(store)
-    found = []
-    for entry in store.list(DOCUMENTS).entries:
-        site, published = entry.key.removeprefix(DOCUMENTS), Published.read(entry.value or b"")
-        if not published.raw:
-            continue
-        took = contacts[site].took if site in contacts else None
-        believes = new in decode(published.raw).trust.signing_keys
-        if not believes or took != (published.epoch, published.version):
-            found.append(site)
-    return found
+def _unaware(new: SigningKey) -> behind.Behind:
+    """What a site confirmed last is no document that says so."""
+    return lambda published, contact: (
+        new not in decode(published.raw).trust.signing_keys or not behind.confirmed(published, contact)
+    )

@@ -17,12 +17,14 @@ from cpe_agent.edge.ipsec import resolve
 from cpe_agent.model.dataplane import Backend
 from cpe_agent.ports import EdgeError
 from tests.bench.alone import in_namespace
+from tests.bench.applying import apply_to_programmed
 from tests.bench.bench import Bench, Measure, Setting
 from tests.bench.brownout import BROWNOUT
 from tests.bench.charonkill import charon_kill
 from tests.bench.enrol import token_to_ping
 from tests.bench.figure import Figure, keep, summarise
 from tests.bench.flap import FLAP
+from tests.bench.footprint import FOOTPRINT
 from tests.bench.kernel import failover_after_restart, planned_move_lost
 from tests.bench.leakage import forbidden_packets
 from tests.bench.outage import OUTAGES
@@ -46,6 +48,7 @@ MEASURES = (
     BROWNOUT,
     FLAP,
     PROBE_COST,
+    *FOOTPRINT,
     Measure(
         "planned_move_lost_packets",
         "packets",
@@ -85,6 +88,14 @@ MEASURES = (
         limit=5,
         runs=5,
         take=token_to_ping,
+    ),
+    Measure(
+        "apply_to_programmed_p99_ms",
+        "ms",
+        "from an apply --now to rules, routes and tunnels of each site read back as it says, 100 samples",
+        limit=1000,
+        runs=1,
+        take=apply_to_programmed,
     ),
     Measure(
         "pairs_10k_first_apply_ms",

@@ -1,8 +1,12 @@
-"""The API is what its description says: checked in, and tried with what nobody in his right mind would send."""
+"""The API is what its description says: checked in, and tried with what nobody in his right mind would send.
+
+`REQUESTS=2000` tries so many of each operation (150).
+"""
 
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,6 +25,7 @@ from cpe_controller.reports import Reports
 from tests.controller.conftest import EXAMPLE, Served
 
 DOCUMENTED = EXAMPLE.parents[1] / "docs" / "openapi.json"
+REQUESTS = int(os.environ.get("REQUESTS", "150"))
 UNLIMITED = Rate(burst=1_000_000, every_s=0.000001)
 OPERATIONS = [
     (path, method) for path, its in openapi.document()["paths"].items() for method in its if method != "servers"
@@ -72,7 +77,7 @@ def test_no_request_breaks_the_server(apps: dict[bool, ASGIApp], path: str, meth
     app = apps[path not in ("/v1/ca", "/v1/enroll")]
     codes: set[int] = set()
 
-    @settings(max_examples=150, deadline=None, database=None, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=REQUESTS, deadline=None, database=None, suppress_health_check=list(HealthCheck))
     @given(
         case=st.one_of(
             operation.as_strategy(),

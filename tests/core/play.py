@@ -141,8 +141,9 @@ class Play:
     def _judge(self, path: Path) -> None:
         self.tracks[path] = health.tick(self.tracks[path], self.now)
         if path in self.active.values():
-            missed, gaps = self.tracks[path].missed_in_row, self.tracks[path].figures(self.now).gaps
-            self._doubts[path] = doubt.step(self._doubts.get(path, Doubt()), missed, MISSES, gaps, self.now)
+            track, before = self.tracks[path], self._doubts.get(path, Doubt())
+            missed, gaps, lost = track.missed_in_row, track.figures(self.now).gaps, track.missed_at == self.now
+            self._doubts[path] = doubt.step(before, missed, MISSES, gaps, self.now, lost)
         else:
             self._doubts.pop(path, None)
 
@@ -175,14 +176,23 @@ class Play:
         if min(regular_at, extra_at) > self.now:
             return
         regular = regular_at <= self.now
+        track = self.tracks[path]
+        well = track.state is State.UP and track.ready and track.missed_in_row == 0
+        twice = well and extra_at == math.inf and path in self.active.values() and not road.metered
         # The handshake of a new IKE_SA has just woken it.
         idle = lane.sequence > 0 and self.now - lane.sent_at >= 10
         lane.sequence += 1
         lane.sent_at = self.now
         lane.regular_at = self.now if regular else lane.regular_at
         self.rounds[path] += 1
-        interval_s = self._interval(path)
-        self.tracks[path] = health.sent(self.tracks[path], lane.sequence, self.now, interval_s, not regular)
+        self._echo(path, road, not regular, idle)
+        if twice:
+            lane.sequence += 1
+            self._echo(path, road, True, idle)
+
+    def _echo(self, path: Path, road: Road, extra: bool, idle: bool) -> None:
+        lane = self._lanes[path]
+        self.tracks[path] = health.sent(self.tracks[path], lane.sequence, self.now, self._interval(path), extra)
         lost = not (road.up and road.ike and road.link) or self._chance.random() < road.loss
         if not lost:
             rtt_s = road.rtt_s + (road.asleep_s if idle else 0.0)

@@ -13,6 +13,7 @@ from cpe_agent.core import confirm
 from cpe_agent.core.compile import compile_dataplane
 from cpe_agent.core.confirm import (
     CRASHED,
+    DOUBT_S,
     SETTLE_S,
     Decision,
     Seen,
@@ -71,9 +72,39 @@ def test_something_is_missing(what: str) -> None:
     assert waiting is not None and what in waiting.missing
     # At the last moment.
     assert step(waiting, BACK, CONFIRM_S)[1].verdict is Verdict.CONFIRM
-    settled, decision = step(waiting, without(BACK, what), CONFIRM_S)
-    assert settled is None and decision.verdict is Verdict.REVERT
+    doubted, decision = step(waiting, without(BACK, what), CONFIRM_S)
+    assert doubted is not None and doubted.doubt and decision.verdict is Verdict.REVERT
     assert what in decision.reason and f"within {CONFIRM_S} s" in decision.reason
+
+
+class TestDoubt:
+    """What is missing without the document too was not its doing."""
+
+    def doubted(self) -> Trial:
+        doubted, decision = step(taken_up(), without(BACK, "centre"), CONFIRM_S)
+        assert doubted is not None and decision.wake_at == CONFIRM_S + DOUBT_S
+        return doubted
+
+    def test_what_comes_back_was_its_doing(self) -> None:
+        waiting, decision = step(self.doubted(), without(BACK, "centre"), CONFIRM_S + 1)
+        assert waiting is not None and decision.verdict is Verdict.WAIT
+        assert step(waiting, BACK, CONFIRM_S + 2) == (None, Decision(Verdict.BLAME))
+
+    def test_what_stays_away_was_not(self) -> None:
+        late = CONFIRM_S + DOUBT_S
+        assert step(self.doubted(), without(BACK, "centre"), late - 0.1)[1].verdict is Verdict.WAIT
+        settled, decision = step(self.doubted(), without(BACK, "centre"), late)
+        assert settled is None and decision == Decision(Verdict.ACQUIT, "centre did not come back")
+
+    def test_something_else_that_is_missing_by_then_does_not_clear_its_name(self) -> None:
+        """Its own fault is mended, and the other hub has failed by chance: that it is tried once more costs little."""
+        waiting, _ = step(self.doubted(), Seen(frozenset({"centre"}), ALL.targets, controller=True), CONFIRM_S + 1)
+        assert waiting is not None and waiting.doubt
+
+    def test_a_newer_one_is_asked_for_all_that_worked(self) -> None:
+        only_cloud = Before(frozenset({"cloud"}), ALL.targets, controller=True)
+        trial, _ = step(self.doubted(), TakenUp(document(version=9), only_cloud, first=False), CONFIRM_S + 5)
+        assert trial is not None and not trial.doubt and trial.before == ALL
 
 
 @pytest.mark.parametrize("what", ["centre", "routes", "controller"])

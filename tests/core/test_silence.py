@@ -8,7 +8,7 @@ import msgspec
 
 from cpe_agent.core import silence
 from cpe_agent.core.health import State, Track
-from cpe_agent.core.silence import REMADE_MAX, SILENT_BYTES, SILENT_S, Ears, Silence
+from cpe_agent.core.silence import REMADE_MAX, SILENT_BYTES, SILENT_S, TOLD_S, Ears, Silence
 from cpe_agent.model.condition import Severity
 from cpe_agent.model.dataplane import Bundle, Path
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa
@@ -61,6 +61,18 @@ def test_a_path_that_is_down_or_another_one_starts_anew() -> None:
     assert down.remake == frozenset()
     assert look(down.ears, child(1, 0, 10_000), 40.0).remake == frozenset()
     assert look(found.ears, child(7, 0, 9000), 30.0, path=THERE).remake == frozenset()
+
+
+def test_that_it_helped_is_told_for_a_while_and_then_forgotten() -> None:
+    found = looks([(5000, 1000 * n) for n in range(4)])
+    found = look(found.ears, child(2, 0, 0), 40.0)
+    assert [c.severity for c in found.conditions] == [Severity.DEGRADED]
+    for looked_at in (50.0, 30.0 + TOLD_S - 1):
+        found = look(found.ears, child(2, round(looked_at), 1000), looked_at)
+        assert [c.severity for c in found.conditions] == [Severity.OK]
+        assert "all is well again" in found.conditions[0].reason
+    assert look(found.ears, child(2, 5000, 1000), 30.0 + TOLD_S).conditions == ()
+    assert look(found.ears, child(2, 50, 1000), 300.0).conditions == (), "nobody has said a word since"
 
 
 def test_one_way_traffic_is_disturbed_ever_more_rarely_and_becomes_a_remark() -> None:

@@ -355,6 +355,23 @@ async def test_another_authority_is_not_believed(tls: Tls, tmp_path: Path) -> No
     assert server.requests == []
 
 
+async def test_the_documents_authorities_take_the_place_of_the_first_ones(tls: Tls, tmp_path: Path) -> None:
+    server = await tls.serve(says(GOOD))
+    other = Authority(tmp_path, "other")
+    client = HttpsController([server.url], other.ca_path, tls.certificate, tls.key)
+    right = tls.authority.ca_path.read_text()
+    client.trust([other.ca_path.read_text(), right])
+    assert await client.document("", None) is not None
+    client.trust([other.ca_path.read_text()])
+    assert "CERTIFICATE_VERIFY_FAILED" in (await refusal(client.document("", None))).cause
+    client.trust(["no certificate"])
+    assert "the document's trust.cas cannot be used" in (await refusal(client.document("", None))).cause
+    # None are named: those of the settings, which are not the server's here.
+    client.trust([])
+    assert "CERTIFICATE_VERIFY_FAILED" in (await refusal(client.document("", None))).cause
+    assert len(server.requests) == 1
+
+
 async def test_a_server_with_another_name_is_not_believed(tls: Tls) -> None:
     tls.server = tls.authority.issue("elsewhere", x509.DNSName("elsewhere"))
     server = await tls.serve(says(GOOD))

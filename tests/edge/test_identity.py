@@ -9,8 +9,9 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
-from cpe_agent.edge.identity import load_identity
+from cpe_agent.edge.identity import Identity, load_identity, vouched_by
 from cpe_agent.ports import EdgeError
+from cpe_controller import pki
 from tests.edge.authority import NOW, Authority
 
 
@@ -42,6 +43,20 @@ def test_the_first_certificate_of_a_chain_is_ours_and_other_key_forms_become_pkc
     )
     identity = load_identity(certificate, key)
     assert (identity.certificate_pem, identity.key_pem) == (own, pkcs8)
+
+
+def test_which_root_it_is_of() -> None:
+    now = dt.datetime.now(dt.UTC)
+    old, new = (pki.new_authority("net", now, called=name) for name in ("root", "root 2"))
+    sites, key = pki.new_sites_authority(old, "net", now), pki.new_key()
+    leaf = pki.certificate_pem(pki.issue_site(sites, "net", "van-1", key.public_key(), now))
+    whole = Identity("van-1", leaf, b"", now, now, leaf + sites.pem())
+    assert vouched_by(whole, [old.pem().decode(), new.pem().decode()])
+    assert not vouched_by(whole, [new.pem().decode(), old.pem().decode()]), "another is to stay"
+    assert not vouched_by(whole, ["damaged"])
+    assert vouched_by(whole, [])
+    alone = Identity("van-1", leaf, b"", now, now, leaf)
+    assert vouched_by(alone, [new.pem().decode()]), "it does not show who issued it"
 
 
 @pytest.mark.parametrize(

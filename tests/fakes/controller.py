@@ -25,6 +25,7 @@ class FakeController:
         self.reported_from: list[str] = []  # local addresses, also of those that failed
         self.renewals: list[str] = []  # requests, in order
         self.base_urls: tuple[str, ...] = ()
+        self.cas: tuple[str, ...] = ()
         self._document: SignedDocument | None = None
         self._order = (0, 0)
         self._streams: set[trio.MemorySendChannel[tuple[int, int] | None]] = set()
@@ -84,6 +85,9 @@ class FakeController:
 
     def use(self, base_urls: Sequence[str]) -> None:
         self.base_urls = tuple(base_urls)
+
+    def trust(self, cas: Sequence[str]) -> None:
+        self.cas = tuple(cas)
 
     async def aclose(self) -> None:
         self.cut()

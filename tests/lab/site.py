@@ -33,6 +33,7 @@ class RunningSite:
         self.name = site.name
         self.topology = site
         self.backend = backend
+        self.clock_ahead_s = 0.0  # of the next agent that starts: how wrong its wall clock is
         self._container = container
         self.outside.mkdir(mode=0o755)
         self.uplinks = {uplink.name: RunningUplink(container, site.name, uplink) for uplink in site.uplinks}
@@ -137,4 +138,5 @@ class RunningSite:
         return Command([CHARON], {"STRONGSWAN_CONF": str(self.inside / "strongswan.conf")})
 
     def _agent(self) -> Command:
-        return Command([sys.executable, "-m", "cpe_agent", "run", "--config", str(self.inside / "agent.yaml")])
+        program = ["tests.lab.clocked", str(self.clock_ahead_s)] if self.clock_ahead_s else ["cpe_agent"]
+        return Command([sys.executable, "-m", *program, "run", "--config", str(self.inside / "agent.yaml")])

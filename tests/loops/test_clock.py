@@ -16,7 +16,7 @@ from tests.loops.documents import branch
 from tests.loops.story import expect
 from tests.loops.world import World
 
-ISSUED = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
+ISSUED = dt.datetime(2027, 3, 1, tzinfo=dt.UTC)
 EXPIRES = ISSUED + dt.timedelta(days=90)
 MOMENT = ISSUED + dt.timedelta(days=89, hours=23, minutes=59)
 KERNEL = ("rules", "routes", "tunnels")
@@ -74,7 +74,7 @@ async def test_keep_keeps(autojump_clock: MockClock) -> None:
         expect(world.story.since(at, *KERNEL), [])
 
 
-@pytest.mark.parametrize("wrong", [dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.datetime(2026, 2, 1, tzinfo=dt.UTC)])
+@pytest.mark.parametrize("wrong", [dt.datetime(1970, 1, 1, tzinfo=dt.UTC), dt.datetime(2027, 2, 1, tzinfo=dt.UTC)])
 async def test_a_clock_that_is_not_trusted_expires_nothing(autojump_clock: MockClock, wrong: dt.datetime) -> None:
     world = World()
     world.wall = Wall(MOMENT)
@@ -86,7 +86,7 @@ async def test_a_clock_that_is_not_trusted_expires_nothing(autojump_clock: MockC
     async with world.agent() as agent:
         await trio.sleep(30)
         assert len(pairs_in(world)) == 3
-        assert "2026-03-01 has passed" in (await agent.conditions())["ClockUntrusted"]
+        assert "2027-03-01 has passed" in (await agent.conditions())["ClockUntrusted"]
         assert not (await agent.status()).clock_trusted
         # A newer one is taken up all the same.
         newer = branch(2, issued_at=EXPIRES, expires_at=EXPIRES + dt.timedelta(days=90))

@@ -238,6 +238,22 @@ class TestRenewal:
             await renewer.run()
         assert port.renewals == [] and loaded == []
 
+    async def test_one_of_a_root_that_is_on_its_way_out_is_replaced_once(self, autojump_clock: MockClock) -> None:
+        cells, port, credentials, renewer, loaded = self.bed(age_days=1)
+        renewer = Renewer(cells, port, credentials, renewer._clock, renewer._load, lambda: [""], lambda: bool(loaded))
+        with trio.move_on_after(5 * 3600):
+            await renewer.run()
+        assert port.renewals == ["csr of key 2"] and len(loaded) == 1
+
+    async def test_a_controller_that_gives_what_is_on_its_way_out_is_not_asked_in_a_loop(
+        self, autojump_clock: MockClock
+    ) -> None:
+        cells, port, credentials, renewer, _ = self.bed(age_days=1)
+        renewer = Renewer(cells, port, credentials, renewer._clock, renewer._load, lambda: [""], lambda: False)
+        with trio.move_on_after(24 * 3600):
+            await renewer.run()
+        assert 2 <= len(port.renewals) <= 20
+
     async def test_an_old_one_is_replaced_once_with_a_new_key(self, autojump_clock: MockClock) -> None:
         cells, port, credentials, renewer, loaded = self.bed(age_days=101)
         with trio.move_on_after(5 * 3600):

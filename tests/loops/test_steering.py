@@ -17,7 +17,7 @@ from cpe_agent.model.document import Class, Document, Probing, Uplink
 from cpe_agent.model.observed import ChildSa
 from tests.loops.documents import FAILBACK_S, INTERVAL_MS, MISSES, PAIRS, branch
 from tests.loops.test_failover import DETECTION_S, HOME, INTERVAL_S, ON_LTE
-from tests.loops.world import World
+from tests.loops.world import LINKS, World
 
 BROWNOUT_S = 5.0
 # As the document has it by default: the wired standby each second, the metered one each minute.
@@ -133,6 +133,25 @@ async def test_that_a_standby_of_a_minute_that_is_dead_is_not_taken_for_alive(au
         assert world.carried()["centre+cloud"].startswith("wired.")
 
 
+@pytest.mark.parametrize("doubtful_s", [0.22, 0.27, 0.32, 0.37])
+async def test_that_a_path_in_doubt_may_lose_its_address(doubtful_s: float, autojump_clock: MockClock) -> None:
+    """The plan has it no longer, and steering has not left it yet."""
+    world = World()
+    world.publish(branch(uplinks=STANDBY))
+    async with world.agent():
+        await trio.sleep(30)
+        whole = LINKS[0]
+        world.blackhole("wired")
+        await trio.sleep(doubtful_s)
+        world.routes.set_link(msgspec.structs.replace(whole, addresses=(), gateways=()))
+        await trio.sleep(2)
+        assert world.carried() == ON_LTE
+        world.routes.set_link(whole)
+        world.heal("wired")
+        await trio.sleep(60)
+        assert world.carried() == HOME
+
+
 async def test_that_rounds_are_sent_in_step(autojump_clock: MockClock) -> None:
     """It is the waking up that costs: all that is due goes out together."""
     world = World()
@@ -142,8 +161,22 @@ async def test_that_rounds_are_sent_in_step(autojump_clock: MockClock) -> None:
         since = trio.current_time()
         await trio.sleep(10)
         sent_at = [at for at, _ in world.asked if at > since]
-        assert 380 <= len(sent_at) <= 420, "four paths, ten rounds a second, one echo a round"
+        assert 570 <= len(sent_at) <= 630, "four paths, ten rounds a second, two echoes where traffic is"
         assert len(set(sent_at)) <= 10 / INTERVAL_S + 2
+
+
+async def test_that_a_sim_card_pays_for_one_echo_a_round(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch(uplinks=STANDBY))
+    async with world.agent():
+        await trio.sleep(10)
+        world.blackhole("wired")
+        await trio.sleep(30)
+        assert world.carried() == ON_LTE
+        since = trio.current_time()
+        await trio.sleep(10)
+        asked = [at for at, uplink in world.asked if uplink == "lte" and at > since]
+        assert 190 <= len(asked) <= 210, "two paths, ten rounds a second"
 
 
 # --- BundleSilent ---
@@ -182,6 +215,9 @@ async def test_that_a_child_sa_through_which_nothing_comes_back_is_made_anew(aut
         assert "made anew (1 times)" in (await agent.conditions())["BundleSilent centre"]
         await flow(world, 30, answered=True)
         assert traffic(world, "centre").unique_id == second
+        (told,) = (await agent.status()).conditions
+        assert told.severity.value == "ok" and "all is well again" in told.reason
+        await flow(world, 60, answered=True)
         assert await agent.conditions() == {}
 
 

@@ -25,7 +25,8 @@ def main(config: str, path: str) -> None:
         while True:
             connection, _ = listener.accept()
             with connection:
-                report = comparison.compare(comparison.stored_document(settings), trio.run(comparison.look, settings))
+                document = comparison.stored_document(settings)
+                report = comparison.compare(document, trio.run(comparison.look, settings, document))
                 connection.sendall(msgspec.json.encode(report))
 
 

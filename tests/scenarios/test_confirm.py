@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from cpe_agent.core.confirm import DOUBT_S
 from cpe_agent.model.condition import Status
 from tests.lab import watch
 from tests.lab.lab import Lab
@@ -19,6 +20,8 @@ SITE = "hospital-1"
 CONFIRM_S = 8
 # From the deadline until the document before is in force again.
 REVERT_S = 3.0
+# For a hub to come up again, a heartbeat, and the trial.
+BACK_S = 90.0
 
 Fields = dict[str, Any]
 
@@ -107,3 +110,23 @@ def test_that_it_is_given_up_although_the_power_fails_meanwhile(lab: Lab, good: 
     report = watch.wait_for(lab, SITE, "it is given up", given_up(good["version"]), CONFIRM_S + REVERT_S + 5)
     assert "centre did not come back" in _reason(report)
     watch.wait_all_up(lab, 40, [SITE])
+
+
+def test_that_a_hub_that_fails_by_chance_meanwhile_is_not_held_against_a_good_document(lab: Lab, good: Fields) -> None:
+    version = good["version"] + 1
+    policy = good["policy"] | {"confirm_s": CONFIRM_S, "failback_s": good["policy"]["failback_s"] + 1}
+    centre = lab.site("centre")
+    _serve(lab, good | {"version": version, "policy": policy})
+    try:
+        centre.vanish()
+        report = watch.wait_for(lab, SITE, "it is given up", given_up(good["version"]), CONFIRM_S + REVERT_S)
+        assert "centre did not come back" in _reason(report)
+        watch.wait_for(lab, SITE, "it was not its fault", _acquitted, DOUBT_S + 5)
+    finally:
+        centre.reappear()
+    watch.wait_for(lab, SITE, "it is tried again and confirmed", _confirmed(version), BACK_S)
+    assert {c.type for c in watch.status(lab, SITE).conditions} & {"DocumentReverted", "DocumentRejected"} == set()
+
+
+def _acquitted(report: Status) -> bool:
+    return any("without it that is no better" in c.reason for c in report.conditions if c.type == "DocumentReverted")

@@ -18,6 +18,8 @@ from tests.scenarios.publishing import publish, served
 SITE = "hospital-1"
 REFUSED_S = 5.0
 
+LONG_AGO, YESTERYEAR = "2024-01-01T00:00:00Z", "2025-01-01T00:00:00Z"
+
 Fields = dict[str, Any]
 
 
@@ -44,7 +46,15 @@ BAD: dict[str, tuple[Callable[[Fields], object], str, str]] = {
     "unknown field": (lambda d: d["lans"][0].update(colour="red"), "lans[0]", "colour"),
     "no network": (lambda d: d["pairs"][0].update(remote="10.10.0.300/24"), "pairs[0].remote", "10.10.0.300/24"),
     "another site's": (lambda d: d.update(site="van-1"), "site", "van-1"),
-    "an older one": (lambda d: d.update(epoch=0), "version", "not newer"),
+    "of an older epoch": (lambda d: d.update(epoch=0), "version", "not newer"),
+    "an older version": (
+        lambda d: d.update(version=d["version"] - 1, policy=d["policy"] | {"failback_s": 99}),
+        "version",
+        "not newer",
+    ),
+    "no peers": (lambda d: d.update(peers={}, pairs=[]), "peers", "allow_mass_removal"),
+    "most pairs gone": (lambda d: d.update(pairs=d["pairs"][:1]), "pairs", "allow_mass_removal"),
+    "expired": (lambda d: d.update(issued_at=LONG_AGO, expires_at=YESTERYEAR), "expires_at", "has passed"),
 }
 
 

@@ -82,6 +82,7 @@ def whole() -> Iterator[Lab]:
             server = lab.container.spawn([sys.executable, "-S", "-c", ECHO], namespace="outside", stdout=output)
         wait_until("outside answers", lambda: log.read_bytes() == b"ready\n", 10)
         yield lab
+        lab.save_logs()
         server.signal(signal.SIGTERM)
         server.close()
 
