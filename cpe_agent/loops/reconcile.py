@@ -304,6 +304,8 @@ class Reconciler:
                 try:
                     await self._tunnels_step()
                 except EdgeError as error:
+                    # When to look again was said by the last look that came to an end; from here on the retry says it.
+                    self._tunnels_wake_at = math.inf
                     self._tunnels_target.failed(error)
 
     async def _start_traffic(self, wanted: Tunnels) -> None:
