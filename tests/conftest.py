@@ -15,10 +15,10 @@ from tests.lab.pace import BACKEND, FACTOR
 _CLONE_NEWNET = 0x40000000
 
 
-def pytest_report_header() -> str:
-    """Every report says on which backend it was measured."""
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Every report, also a quiet one, says on which backend it was measured."""
     slow = f", {FACTOR:g} times as patient as usual" if FACTOR != 1 else ""
-    return f"IPsec in labs: {resolve(BACKEND).value}{slow}"
+    terminalreporter.write_line(f"IPsec in labs: {resolve(BACKEND).value}{slow}")
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,4 +1,4 @@
-"""Man pages and completions: every command, option, exit code and field is in them, no other; are they well made?"""
+"""Man pages and completions: every command, option, exit code and field is in them, and no other; well made?"""
 
 from __future__ import annotations
 

@@ -11,6 +11,10 @@ need, and what of the kernel's to delete. Theory of operation:
 | an SA that charon does not know        | a charon that was killed has left it  | see below                         |
 | a policy that no CHILD_SA has and that | somebody's: it could let a packet out | delete it                         |
 | no SA in the kernel serves             | (or its SA has gone)                  |                                   |
+| a policy without ESP in the place of a | somebody's: it lets packets out as    | delete it; the IKE_SA is broken   |
+| CHILD_SA's                             | they are                              |                                   |
+| a policy for packets with a mark that  | a killed charon has left it; the next | delete it                         |
+| no SA with this policy's reqid makes   | one counts its marks from 1 again     |                                   |
 
 Leftover SAs still carry traffic, and answer probes, so a dialler takes IKE_SAs for alive that its hub has lost. So a
 hub first deletes the SA that its replies to probes leave by: on paths without traffic at once (or on one, if all have
@@ -39,8 +43,8 @@ from cpe_agent.model.observed import Charon, ChildSa, IkeSa, KernelIpsec, Kernel
 IKE_PORT = 4500
 # charon needs some 10 ms between an SA in the kernel and one in its account; wall time, which may step.
 YOUNG_S = 3.0
-# An orphan is one that is so at two looks.
-CONFIRM_S = 0.5
+# An orphan is one that is so at two looks. A failover may wait for it.
+CONFIRM_S = 0.25
 # A dialler rebuilds a path in two round trips after its probes have failed.
 MOVE_S = 3.0
 # By then every dialler has moved or is away.
@@ -107,7 +111,7 @@ def broken(before: Charon, kernel: KernelIpsec, after: Charon) -> frozenset[int]
     """IKE_SAs of which a CHILD_SA was there before and after the kernel was listed, and is not whole in the kernel."""
     still = {child.unique_id for _, child in _children(after) if child.state == "INSTALLED"}
     spis = {sa.spi for sa in kernel.sas}
-    claims = {_claim(policy) for policy in kernel.policies}
+    claims = {_claim(policy) for policy in kernel.policies if policy.reqid}
     found = set()
     for sa, child in _children(before):
         # One that is being replaced has given its policies to its successor.
@@ -122,7 +126,7 @@ def differences(document: Document, charon: Charon, kernel: KernelIpsec) -> list
     """What differs, in words: for `verify`, which reports what it sees at one look."""
     found: list[tuple[Kind, str]] = []
     spis = {sa.spi for sa in kernel.sas}
-    claims = {_claim(policy) for policy in kernel.policies}
+    claims = {_claim(policy) for policy in kernel.policies if policy.reqid}
     for sa, child in _children(charon):
         if child.state != "INSTALLED" or not child.spi_in:
             continue
@@ -159,9 +163,16 @@ def _strays(document: Document, before: Charon, kernel: KernelIpsec, after: Char
     """Policies about protected subnets that are neither ours, nor a CHILD_SA's, nor served by an SA."""
     wanted = {claim for charon in (before, after) for _, child in _children(charon) for claim in claimed(child)}
     served = {sa.reqid for sa in kernel.sas}
+    marked = {(sa.reqid, sa.mark) for sa in kernel.sas}
     subnets = protected(document)
     for policy in kernel.policies:
-        if policy.priority == BLOCK_PRIORITY or _claim(policy) in wanted or (policy.reqid and policy.reqid in served):
+        if policy.priority == BLOCK_PRIORITY:
+            continue
+        if policy.mask:
+            charons = (policy.reqid, policy.mark) in marked
+        else:
+            charons = bool(policy.reqid) and (_claim(policy) in wanted or policy.reqid in served)
+        if charons:
             continue
         source, to = ipaddress.ip_network(policy.source), ipaddress.ip_network(policy.destination)
         if any(part.overlaps(side) for part in subnets for side in (source, to) if part.version == side.version):

@@ -13,7 +13,8 @@ which they matter. Theory of operation:
 - A trial child asks a bundle's servers on a path that does not carry it. It is there while it is wanted, no longer.
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
   traffic child comes first and the probe second. One that leaves an initiation of ours unanswered is dead too, whatever
-  the probes say: where the kernel does ESP, it answers them for IKE_SAs that a restarted charon has lost.
+  the probes say: where the kernel does ESP, it answers them for IKE_SAs that a restarted charon has lost. When the
+  probes are not answered either, nothing is waited for.
 - A traffic child through which nothing comes back is ended first and started anew then: in one IKE_SA charon refuses
   a second one like it.
 - Children that go beyond the present configuration (a LAN that was removed) are ended, on hubs too.
@@ -225,7 +226,7 @@ def _dialled(
         config = _config(connection, name)
         if config is not None and _installed(newest, config) is None:
             lacking.append(name)
-    if lacking and newest.creating and lacking[0] in unanswered:
+    if lacking and newest.creating and (lacking[0] in unanswered or path in wanted.fallen):
         return None, [*ends, TerminateIke(newest.unique_id, force=True)]
     if lacking and not newest.busy:
         start = Initiate(connection.name, lacking[0])

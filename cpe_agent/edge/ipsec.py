@@ -110,6 +110,10 @@ charon-systemd {{
     # The dialler has given up by then.
     half_open_timeout = 15s
 
+    # The kernel's ESP (in user space it is 128): what came for a new CHILD_SA before it was installed is handed over as
+    # soon as the agent has heard of it, and by then a hundred later packets may have passed. Links reorder, too.
+    replay_window = 1024
+
     # A hub keeps several IKE_SAs per branch: hash them, and lock parts of the table only.
     ikesa_table_size = 1024
     ikesa_table_segments = 16

@@ -30,7 +30,7 @@ _CREATE, _EXCL = 0x400, 0x200
 _DUMP_INTERRUPTED = 0x10
 _NEWSA, _DELSA, _GETSA, _NEWPOLICY, _DELPOLICY, _GETPOLICY = 0x10, 0x11, 0x12, 0x13, 0x14, 0x15
 _UPDPOLICY, _FLUSHPOLICY = 0x19, 0x1D
-_ATTR_ENCAP, _ATTR_TEMPLATES, _ATTR_POLICY, _ATTR_MARK = 4, 5, 7, 21
+_ATTR_ENCAP, _ATTR_TEMPLATES, _ATTR_POLICY, _ATTR_MARK, _ATTR_SET_MARK = 4, 5, 7, 21, 29
 _DIRECTIONS = {0: "in", 1: "out", 2: "fwd"}
 _DIRECTION_NUMBERS = {name: number for number, name in _DIRECTIONS.items()}
 _BLOCK = 1
@@ -176,15 +176,17 @@ def _sa(body: bytes) -> KernelSa | None:
     if len(body) < _SA_BYTES:
         return None
     destination, spi, protocol = _SA_ID.unpack_from(body, _SELECTOR_BYTES)
-    encapsulation = _attributes(body[_SA_BYTES:]).get(_ATTR_ENCAP, b"")
+    attributes = _attributes(body[_SA_BYTES:])
+    encapsulation = attributes.get(_ATTR_ENCAP, b"")
     if protocol != socket.IPPROTO_ESP or len(encapsulation) < 6:
         return None  # also an SPI that is only reserved
     from_port, to_port = _ENCAPSULATION.unpack_from(encapsulation, 2)
     (added,) = struct.unpack_from("=Q", body, _SA_ADDED_AT)
     (reqid,) = struct.unpack_from("=I", body, _SA_REQID_AT)
     (family,) = struct.unpack_from("=H", body, _SA_FAMILY_AT)
-    source = body[_SA_SOURCE_AT : _SA_SOURCE_AT + 16]
-    return KernelSa(_text(family, source), _text(family, destination), spi, reqid, from_port, to_port, float(added))
+    (mark,) = struct.unpack_from("=I", attributes.get(_ATTR_SET_MARK, bytes(4)))
+    source, to = _text(family, body[_SA_SOURCE_AT : _SA_SOURCE_AT + 16]), _text(family, destination)
+    return KernelSa(source, to, spi, reqid, from_port, to_port, float(added), mark)
 
 
 def _networks(body: bytes) -> tuple[str, str, int, int, int]:

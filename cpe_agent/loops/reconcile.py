@@ -22,6 +22,7 @@ import trio
 
 from cpe_agent.core import bootstrap, doubled, duplicates, firewall, own_way, routes, silence, tunnels, verify_tunnels
 from cpe_agent.core.compile import with_active
+from cpe_agent.core.health import State
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
 from cpe_agent.core.stale import stale
@@ -287,10 +288,14 @@ class Reconciler:
 
     def _wanted_tunnels(self, plan: Plan) -> Tunnels:
         bundles, barred = plan.dataplane.bundles, self._cells.steering.value.barred
-        active, dead = self._cells.active.value, self._cells.verdicts.value.dead | self._cells.broken.value
-        trials = self._cells.services.value.trials
+        verdicts, active = self._cells.verdicts.value, self._cells.active.value
+        dead, trials = verdicts.dead | self._cells.broken.value, self._cells.services.value.trials
         wanted = with_active(plan.dataplane.tunnels, bundles, active, dead, trials)
-        return msgspec.structs.replace(wanted, barred=frozenset(b.child for b in bundles if b.name in barred))
+        return msgspec.structs.replace(
+            wanted,
+            fallen=frozenset(path for path, track in verdicts.tracks.items() if track.state is State.DOWN),
+            barred=frozenset(b.child for b in bundles if b.name in barred),
+        )
 
     async def _pass_tunnels(self, loop: str) -> None:
         with self.progress.together(loop):

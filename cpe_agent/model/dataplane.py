@@ -144,14 +144,15 @@ def stem_of(connection_name: str) -> str:
 class Tunnels(msgspec.Struct, frozen=True):
     """What charon should hold. `active`: for each dialled path the traffic children that belong on it now.
 
-    `dead`: unique ids of IKE_SAs that the probes have judged dead: to be replaced, not trusted. `stale`: of those that
-    a dialler has left over here: to be ended. `remake`: unique ids of CHILD_SAs to be ended and started anew. `barred`:
-    traffic children that belong nowhere now.
+    `dead`: unique ids of IKE_SAs that the probes have judged dead: to be replaced, not trusted. `fallen`: paths that
+    answer no probes. `stale`: unique ids of what a dialler has left over here: to be ended. `remake`: of CHILD_SAs to
+    be ended and started anew. `barred`: traffic children that belong nowhere now.
     """
 
     connections: tuple[Connection, ...] = ()
     active: dict[Path, frozenset[str]] = {}
     dead: frozenset[int] = frozenset()
+    fallen: frozenset[Path] = frozenset()
     stale: frozenset[int] = frozenset()
     remake: frozenset[int] = frozenset()
     barred: frozenset[str] = frozenset()

@@ -65,7 +65,7 @@ class CharonSigns(msgspec.Struct, frozen=True):
 
 
 class KernelSa(msgspec.Struct, frozen=True, order=True):
-    """An SA of ESP in UDP that the kernel holds. `added`: wall time."""
+    """An SA of ESP in UDP that the kernel holds. `added`: wall time. `mark`: what it marks decrypted packets with."""
 
     source: str
     destination: str
@@ -74,6 +74,7 @@ class KernelSa(msgspec.Struct, frozen=True, order=True):
     source_port: int
     destination_port: int
     added: float
+    mark: int = 0
 
 
 class KernelPolicy(msgspec.Struct, frozen=True, order=True):

@@ -18,7 +18,7 @@ from cpe_agent.model.dataplane import Backend
 from cpe_agent.ports import EdgeError
 from tests.bench.alone import in_namespace
 from tests.bench.applying import apply_to_programmed
-from tests.bench.bench import Bench, Measure
+from tests.bench.bench import Bench, Measure, Setting
 from tests.bench.brownout import BROWNOUT
 from tests.bench.charonkill import charon_kill
 from tests.bench.enrol import token_to_ping
@@ -37,6 +37,7 @@ from tests.lab.container import REPOSITORY, LabError
 from tests.lab.lab import Lab
 from tests.lab.pace import BACKEND
 from tests.lab.provision import provision
+from tests.lab.topology import SMALL
 
 FILE = REPOSITORY / "build" / "bench.json"
 UP_S = 60.0
@@ -210,6 +211,7 @@ MEASURES = (
         runs=5,
         take=planned_move_lost("up"),
         kernel_only=True,
+        setting=Setting(network=SMALL),
     ),
     Measure(
         "kernel_planned_move_lost_down",
@@ -219,6 +221,7 @@ MEASURES = (
         runs=5,
         take=planned_move_lost("down"),
         kernel_only=True,
+        setting=Setting(network=SMALL),
     ),
     Measure(
         "kernel_failover_after_restart_ratio",
@@ -228,6 +231,7 @@ MEASURES = (
         runs=10,
         take=failover_after_restart,
         kernel_only=True,
+        setting=Setting(network=SMALL),
     ),
 )
 

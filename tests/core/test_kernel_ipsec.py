@@ -164,6 +164,38 @@ def test_that_a_stray_policy_goes_and_others_stay() -> None:
     assert differences(branch(), NOTHING, kernel) == [(Kind.FOREIGN, f"policy out {OWN_LAN} to 10.10.0.0/25")]
 
 
+def test_that_a_policy_without_esp_in_a_tunnels_place_goes() -> None:
+    """The kernel has one policy for each selector: who updates charon's to one without ESP has opened it."""
+    open_ = KernelPolicy("out", CENTRE_LAN, OWN_LAN, 0, 0, 0, 5)
+    kernel = msgspec.structs.replace(
+        KERNEL,
+        policies=frozenset(p for p in KERNEL.policies if p.direction != "out" or p.source != CENTRE_LAN) | {open_},
+    )
+    first = step(Seen(), hub(), WHOLE, kernel, WHOLE, 10.0, WALL)
+    assert first.broken == {1}
+    assert step(first.seen, hub(), WHOLE, kernel, WHOLE, 10.0 + CONFIRM_S, WALL).policies >= {open_}
+    assert (Kind.FOREIGN, f"policy out {CENTRE_LAN} to {OWN_LAN}") in differences(hub(), WHOLE, kernel)
+
+
+def marked(policies: set[KernelPolicy], mark: int) -> set[KernelPolicy]:
+    """As a hub's traffic children have them: told apart by a mark on the way in."""
+    return {p if p.direction == "out" else msgspec.structs.replace(p, mark=mark, mask=0xFFFFFFFF) for p in policies}
+
+
+def test_that_a_mark_that_no_sa_makes_any_more_goes_with_its_policies() -> None:
+    # The one that was killed had counted to 7, its successor has begun anew; reqids begin anew as well.
+    sas = {msgspec.structs.replace(sa, mark=1 if sa.spi == TRAFFIC.spi_in else 0) for sa in KERNEL.sas}
+    others = {p for p in KERNEL.policies if p.reqid != TRAFFIC.unique_id}
+    own, left = (marked(policies_of(TRAFFIC), mark) for mark in (1, 7))
+    kernel = KernelIpsec(frozenset(sas), frozenset(others | own | left))
+    first = step(Seen(), hub(), WHOLE, kernel, WHOLE, 10.0, WALL)
+    assert not first.broken and not first.policies
+    gone = step(first.seen, hub(), WHOLE, kernel, WHOLE, 10.0 + CONFIRM_S, WALL).policies
+    assert gone == left - own, "and what the successor has stays"
+    kernel = msgspec.structs.replace(kernel, policies=kernel.policies - gone)
+    assert step(Seen(), hub(), WHOLE, kernel, WHOLE, 20.0, WALL) == Step(Seen())
+
+
 def test_that_verify_names_what_is_missing() -> None:
     told = differences(hub(), WHOLE, msgspec.structs.replace(KERNEL, sas=frozenset()))
     assert (Kind.MISSING, "hospital-1, CHILD_SA traffic: the kernel has no SA out") in told

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 
 import pytest
@@ -39,6 +40,7 @@ TOKEN = "cpe1." + base64.urlsafe_b64encode(b'{"secret":"0123456789abcdefghij"}')
         RAW.hex(" "),
         PEM[: len(PEM) // 2],
     ],
+    ids=itertools.count(),  # keys differ from process to process
 )
 def test_a_known_key_goes_in_every_form(form: str) -> None:
     secrets = Secrets([PEM])
@@ -67,6 +69,7 @@ def test_a_known_key_goes_in_every_form(form: str) -> None:
         ("Authorization: Bearer abcdef012345", "abcdef"),
         ("--api-key=0123456789", "0123456789"),
     ],
+    ids=itertools.count(),  # keys differ from process to process
 )
 def test_what_looks_like_a_secret_goes(text: str, secret: str) -> None:
     said = Secrets([]).redact(text)
@@ -83,6 +86,7 @@ def test_what_looks_like_a_secret_goes(text: str, secret: str) -> None:
         "https://controller.example:8443",
         "sha256: 9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
     ],
+    ids=itertools.count(),  # keys differ from process to process
 )
 def test_what_is_public_stays(text: str) -> None:
     assert Secrets([PEM, TOKEN]).redact(text) == text

@@ -249,6 +249,11 @@ def test_an_ike_sa_that_leaves_an_initiation_unanswered_is_dead_whatever_probes_
     assert not any(isinstance(op, TerminateIke) for op in patient.ops)
     found = step(wanted_on(ON_LTE), loaded(asked), patient.attempts, UNANSWERED_S)
     assert TerminateIke(GOOD_LTE.unique_id, force=True) in found.ops
+    # Nobody waits where the probes have fallen silent too.
+    fallen = msgspec.structs.replace(wanted_on(ON_LTE), fallen=frozenset({ON_LTE}))
+    found = step(fallen, loaded(asked), first.attempts, 0.5)
+    assert TerminateIke(GOOD_LTE.unique_id, force=True) in found.ops
+    assert not any(isinstance(op, TerminateIke) for op in step(fallen, loaded(GOOD_LTE), first.attempts, 0.5).ops)
     # What rekeys itself is busy too, and alive.
     rekeying = msgspec.structs.replace(GOOD_LTE, busy=True)
     found = step(wanted_on(ON_LTE), loaded(rekeying), patient.attempts, UNANSWERED_S)

@@ -77,15 +77,15 @@ def test_that_anothers_policy_in_our_place_is_no_policy_of_ours() -> None:
         xfrm.add_block_policy(BlockPolicy("out", "0.0.0.0/0", "10.10.0.0/24"))
 
 
-def _sa(spi: str) -> None:
+def _sa(spi: str, *more: str) -> None:
     key = "0x" + "00" * 36
     esp = f"src 192.0.2.1 dst 192.0.2.2 proto esp spi {spi} reqid 9 mode tunnel"
-    ip(*f"xfrm state add {esp} aead rfc4106(gcm(aes)) {key} 128 encap espinudp 4500 40000 0.0.0.0".split())
+    ip(*f"xfrm state add {esp} aead rfc4106(gcm(aes)) {key} 128 encap espinudp 4500 40000 0.0.0.0".split(), *more)
 
 
 def test_that_sas_and_policies_are_deleted_one_by_one() -> None:
     _sa("0xc1000001")
-    _sa("0xc1000002")
+    _sa("0xc1000002", "output-mark", "3")
     ip("xfrm", "policy", "add", "src", "10.9.0.0/24", "dst", "10.1.0.0/24", "dir", "in", "mark", "3")
     ip("xfrm", "policy", "add", "src", "10.9.0.0/24", "dst", "10.1.0.0/24", "dir", "in")
 
@@ -105,7 +105,7 @@ def test_that_sas_and_policies_are_deleted_one_by_one() -> None:
         return set(left.sas), set(left.policies)
 
     sas, policies = trio.run(delete)
-    assert {sa.spi for sa in sas} == {0xC1000002}
+    assert {(sa.spi, sa.mark) for sa in sas} == {(0xC1000002, 3)}
     assert {policy.mark for policy in policies} == {0}
 
 

@@ -49,6 +49,15 @@ class Image:
 
 def image() -> Image:
     """The image for the newest kernel that apt knows; made if it is not there yet. Raises `ImageError`."""
+    try:
+        return _image()
+    except ImageError:
+        # apt's lists may be older than the mirror, which has the newest kernel only.
+        _run("apt-get", "-qq", "update")
+        return _image()
+
+
+def _image() -> Image:
     package = _newest_package()
     here = CACHE / package.replace("/", "_")
     scripts = b"".join(path.read_bytes() for path in (_HERE / "first.sh", _HERE / "image.py"))

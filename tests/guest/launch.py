@@ -30,7 +30,7 @@ from tests.lab.container import REPOSITORY
 RESULTS = REPOSITORY / "build"
 TIMED_OUT, DIED = 124, 125
 # Variables of ours that a command in the guest has too.
-PASSED_ON = ("CPE_", "PYTEST_", "BENCH")
+PASSED_ON = ("CPE_", "PYTEST_", "BENCH", "SEED", "FAULTS", "NETWORKS", "BRANCHES")
 # How much slower than this machine the guest is.
 PACE = 8
 

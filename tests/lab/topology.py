@@ -7,7 +7,7 @@ for the links between internet routers.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
 from typing import Literal, Protocol, TypeVar
 
@@ -284,4 +284,11 @@ NETWORK = Network(
         internet_host("outside", "203.0.113.202/30", "203.0.113.201"),
     ),
     controller="controller",
+)
+
+# The least that can fail over: one hub, and a branch with two uplinks. For slow machines.
+SMALL = replace(
+    NETWORK,
+    sites=tuple(site for site in NETWORK.sites if site.name in ("centre", "hospital-1")),
+    nats=tuple(nat for nat in NETWORK.nats if nat.name != "cloud-nat"),
 )

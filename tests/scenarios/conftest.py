@@ -11,6 +11,7 @@ from cpe_agent.model.condition import Status
 from tests.lab import watch
 from tests.lab.lab import Lab
 from tests.lab.provision import provision
+from tests.lab.topology import SMALL
 from tests.scenarios.looking import BEST
 
 START_S = 30.0
@@ -49,6 +50,29 @@ def lab(whole_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
         _mend(whole_lab)
     wait_whole(whole_lab)
     assert whole_lab.leaked() == leaked, "private packets reached the internet"
+
+
+@pytest.fixture(scope="module")
+def small_lab() -> Iterator[Lab]:
+    """One hub and one branch: for what is about a kernel and not about a network."""
+    with Lab(SMALL, name="kernel") as running:
+        provision(running)
+        running.start()
+        watch.wait_all_up(running, START_S)
+        yield running
+
+
+@pytest.fixture
+def kernel_lab(small_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    leaked = small_lab.leaked()
+    yield small_lab
+    if request.node.stash.get(_failed, False):
+        request.node.add_report_section("teardown", "lab", f"the lab's logs are in {small_lab.save_logs()}")
+        _mend(small_lab)
+    watch.wait_all_up(small_lab, RECOVERY_S)
+    best = watch.carried("centre", uplink="wired")
+    watch.wait_for(small_lab, "hospital-1", "is on its best path", best, RECOVERY_S)
+    assert small_lab.leaked() == leaked, "private packets reached the internet"
 
 
 def wait_whole(lab: Lab) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from tests.lab.container import Completed
 from tests.lab.lab import Lab
+from tests.lab.site import RunningSite
 
 BEST = {
     "hospital-1": {"centre": "wired.centre.wan", "cloud": "wired.cloud.wan", "centre+cloud": "wired.centre.wan"},
@@ -56,3 +57,17 @@ def ask_status(lab: Lab, site: str, *options: str) -> Completed:
     config = str(lab.site(site).inside / "agent.yaml")
     argv = [sys.executable, "-m", "cpe_agent", "status", "--config", config, *options]
     return lab.site(site).run(*argv, check=False)
+
+
+def verified(site: RunningSite) -> tuple[int, str]:
+    """`cpe-agent verify` there: its status, and what it says."""
+    config = str(site.inside / "agent.yaml")
+    done = site.run(sys.executable, "-m", "cpe_agent", "verify", "--config", config, check=False)
+    return done.status, done.stdout + done.stderr
+
+
+def is_pruned(site: RunningSite) -> bool:
+    """Does charon know every SA that the site's kernel has?"""
+    kernel = {spi for names in site.kernel_sas() for spi in names[-1:]}
+    told = site.run("swanctl", "--list-sas", "--uri", f"unix://{site.vici_socket}").stdout
+    return all(spi.removeprefix("0x") in told for spi in kernel)

@@ -10,6 +10,7 @@ from dataclasses import replace
 
 import pytest
 
+from cpe_agent.model.dataplane import Backend
 from tests.lab import watch
 from tests.lab.capture import record
 from tests.lab.container import Completed
@@ -17,7 +18,7 @@ from tests.lab.lab import Lab
 from tests.lab.provision import provision
 from tests.lab.site import RunningSite
 from tests.lab.topology import NETWORK
-from tests.scenarios import offering
+from tests.scenarios import offering, oracle
 from tests.scenarios.offering import UNLISTED, offered
 
 UP_S = 40.0
@@ -60,6 +61,7 @@ def _held(site: RunningSite) -> dict[str, object]:
         "tables": [
             item["table"]["name"] for item in tables if "table" in item and item["table"]["name"] == "cpe_agent"
         ],
+        "policies": [text for kind, text in oracle.routing(site) if kind == "policy"],
         "forwarding": site.run("sysctl", "-n", "net.ipv4.ip_forward").stdout.strip(),
     }
 
@@ -69,6 +71,10 @@ def _cut_power(site: RunningSite) -> None:
     site.kill()
     site.run("sysctl", "-q", "-w", "net.ipv4.ip_forward=0", "net.ipv6.conf.all.forwarding=0")
     site.run("nft", "flush", "ruleset")
+    if site.ipsec is Backend.KERNEL:
+        site.run("ip", "xfrm", "state", "flush")
+        site.run("ip", "xfrm", "policy", "flush")
+        site.run("ip", "link", "del", site.ipsec.device)
     for family in ("-4", "-6"):
         site.run("ip", family, "route", "flush", "table", "all", "protocol", str(OURS), check=False)
         for line in site.run("ip", family, "rule").stdout.splitlines():
@@ -79,7 +85,8 @@ def _cut_power(site: RunningSite) -> None:
 
 def _without_tunnels(site: RunningSite) -> dict[str, object]:
     held = _held(site)
-    assert not held["rules"] and not held["routes"] and not held["tables"] and held["forwarding"] == "0", held
+    assert not any(held[name] for name in ("rules", "routes", "tables", "policies")), held
+    assert held["forwarding"] == "0"
     return held
 
 
@@ -97,6 +104,7 @@ class TestBoot:
         assert booted.stdout.startswith("Locked as the document (epoch 1, version "), booted.stdout
         held = _held(site)
         assert held["tables"] and held["rules"] and held["forwarding"] == "1"
+        assert bool(held["policies"]) is (site.ipsec is Backend.KERNEL)
         assert not offering.cleartext(recording)
         assert not offering.delivered(recording, UNLISTED)
         assert (site.outside / "run" / "strongswan.conf").read_text().startswith("#")

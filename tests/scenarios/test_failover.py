@@ -19,12 +19,13 @@ from tests.lab.container import wait_until
 from tests.lab.faults import Direction
 from tests.lab.flow import Flow, FlowResult
 from tests.lab.lab import Lab
+from tests.lab.pace import patience
 from tests.scenarios.conftest import RECOVERY_S
 from tests.scenarios.looking import CENTRE_PAGE, CLOUD_PAGE
 
 SITE, CLIENT = "hospital-1", "hospital-1-host"
 SHARED = "centre+cloud"
-OUTAGE_MS = 1000.0
+OUTAGE_MS = patience(1000.0)
 MOVE_S = 5.0
 # A path whose IKE_SA was given up is dialled again, with growing waits.
 REDIAL_S = 20.0

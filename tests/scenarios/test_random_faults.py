@@ -67,7 +67,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             print(f"the lab's logs are in {running.save_logs()}")
 
 
-@pytest.mark.timeout(120 + COUNT * FAULT_S)
+@pytest.mark.timeout(patience(120 + COUNT * FAULT_S))
 def test_faults_in_a_row(lab: Lab, record_property: Callable[[str, object], None]) -> None:
     seed = int(os.environ.get("SEED", random.SystemRandom().randrange(1_000_000)))
     record_property("seed", seed)
