@@ -74,6 +74,7 @@ def init_state(state_dir: Path, network: str, addresses: Sequence[str], port: in
     """Keys, certificates and an empty store for a new network. `addresses` are the server's host names and IPs."""
     setup = Setup(network, tuple(addresses), port, 1, enrol_port)
     _check_init(setup)
+    _refuse_lost_store(state_dir)
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = SqliteStore(state_dir / STORE)
@@ -189,14 +190,21 @@ def signer(state_dir: Path, key: Path | None = None) -> Signer:
         raise SetupError(f"{path} cannot be used: {error}") from error
 
 
+def has_store(state_dir: Path) -> bool:
+    """An empty file is none: SQLite would make a new store of it."""
+    path = state_dir / STORE
+    return path.exists() and path.stat().st_size > 0
+
+
 @contextmanager
 def opened(state_dir: Path) -> Iterator[tuple[Store, Setup]]:
     """The store of a finished state directory, and what is set up in it; closed at the end."""
     try:
-        there = (state_dir / STORE).exists()
+        there = has_store(state_dir)
     except PermissionError:
         raise SetupError(f"{state_dir} is not for this user; run as root or as the controller's own user") from None
     if not there:
+        _refuse_lost_store(state_dir)
         how = f"cpe-controller --state {state_dir} init --name NETWORK --address HOST"
         raise SetupError(f"{state_dir} holds no controller; make one with: {how}")
     store = SqliteStore(state_dir / STORE)
@@ -236,6 +244,20 @@ def save_site(directory: Path, site: str, key: bytes, certificate: bytes, cas: b
     for path, data, mode in zip(paths, (key, certificate, cas), (0o600, 0o644, 0o644), strict=True):
         save(path, data, mode)
     return paths
+
+
+def _refuse_lost_store(state_dir: Path) -> None:
+    """Keys without a store are a network's that has lost it: an `init` that was cut short leaves none without one."""
+    try:
+        left = [] if has_store(state_dir) else sorted(state_dir.glob("*.key")) + sorted(state_dir.glob("*.pem"))
+    except OSError as error:
+        raise SetupError(f"{state_dir} cannot be read: {error.strerror}") from error
+    if left:
+        raise SetupError(
+            f"{state_dir} holds the keys of a network ({', '.join(path.name for path in left)}), but its {STORE} is "
+            f"lost; nothing was changed: put {STORE} back, or bring the controller back from a backup with: "
+            f"cpe-controller --state {state_dir} restore FILE"
+        )
 
 
 def _check_init(setup: Setup) -> None:

@@ -231,3 +231,36 @@ def test_an_init_that_was_cut_short_starts_over(tmp_path: Path) -> None:
     setup.init_state(state, "blood", ["127.0.0.1"])
     assert setup.apply(state, EXAMPLE).published
     assert msgspec.structs.asdict(setup.Setup("a", (), 1, 1))["epoch"] == 1
+
+
+def test_a_lost_store_costs_no_key(state: Path, tmp_path: Path) -> None:
+    """The root's key cannot be made again: every box would have to enrol anew."""
+    where = ["--state", str(state)]
+    assert main([*where, "backup", str(tmp_path / "backup")]) == 0
+    for path in state.glob(f"{setup.STORE}*"):
+        path.unlink()
+    keys = {path.name: path.read_bytes() for path in state.iterdir()}
+    for lost in ("gone", "empty"):
+        if lost == "empty":
+            (state / setup.STORE).touch()
+        with pytest.raises(setup.SetupError, match=r"store\.sqlite is lost; .* restore FILE"):
+            setup.init_state(state, "blood", ["127.0.0.1"])
+        with pytest.raises(setup.SetupError, match=r"store\.sqlite is lost"):
+            setup.apply(state, EXAMPLE)
+    assert {path.name: path.read_bytes() for path in state.iterdir()} == keys | {setup.STORE: b""}
+    # As it says: the backup mends it in place.
+    assert main([*where, "restore", str(tmp_path / "backup")]) == 0
+    assert (state / "root.key").read_bytes() == keys["root.key"]
+    assert setup.apply(state, EXAMPLE).published
+
+
+def test_a_restore_writes_over_no_other_key(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--state", str(state), "backup", str(tmp_path / "backup")]) == 0
+    other = tmp_path / "other"
+    setup.init_state(other, "blood", ["127.0.0.1"])
+    for path in other.glob(f"{setup.STORE}*"):
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    assert main(["--state", str(other), "restore", str(tmp_path / "backup")]) == 1
+    assert "not the one of this backup; restore into another directory" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
