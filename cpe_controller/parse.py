@@ -149,7 +149,7 @@ def _endpoints(field: Field) -> tuple[tuple[str, str], ...]:
     endpoints = []
     for name, endpoint in field.mapping().items():
         values.named(endpoint, name)
-        endpoints.append((name, values.host(endpoint.record(("address",), ())["address"])))
+        endpoints.append((name, values.public_host(endpoint.record(("address",), ())["address"])))
     if not endpoints:
         raise field.error("lists no endpoint; branches need at least one to dial")
     return tuple(endpoints)

@@ -11,8 +11,6 @@ Made once by `init_state`; private keys are readable by their owner only. What t
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -26,6 +24,7 @@ from cpe_controller.change import Change, plan, signed
 from cpe_controller.enrolment import Vouching
 from cpe_controller.fields import NetworkError
 from cpe_controller.files import SetupError, read, save
+from cpe_controller.hosts import host_flaw
 from cpe_controller.network import Network
 from cpe_controller.parse import parse
 from cpe_controller.publish import Applied, commit
@@ -39,10 +38,6 @@ STORE = "store.sqlite"
 SETUP = "setup"
 # What signs documents once a rotation is finished.
 NEXT_KEY = "signing.next.key"
-
-_HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z"
-)
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -266,12 +261,10 @@ def _check_init(setup: Setup) -> None:
     if not setup.addresses:
         raise SetupError("name at least one address at which agents reach the controller")
     for address in setup.addresses:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            # `.cpe` names are sites': a server that had one could pass for a site.
-            if not _HOST_NAME.match(address) or address.endswith(".cpe"):
-                raise SetupError(f"{address!r} is no IP address or host name that a server can have") from None
+        # `.cpe` names are sites': a server that had one could pass for a site.
+        flaw = "ends as sites' names do; use another" if address.lower().endswith(".cpe") else host_flaw(address)
+        if flaw:
+            raise SetupError(f"--address: {address!r} {flaw}")
     for port in (setup.port, setup.enrolment_port):
         if not 1 <= port <= 65535:
             raise SetupError(f"{port} is no port; 1 to 65535 is possible")

@@ -12,6 +12,7 @@ from typing import Literal, cast
 
 from cpe_agent.model import document
 from cpe_controller.fields import Field
+from cpe_controller.hosts import dialled_flaw, host_flaw
 from cpe_controller.network import Subnet
 
 # Longer than a controller may be lost; shorter than a certificate lives (200 days).
@@ -58,21 +59,33 @@ def address(field: Field, version: int) -> str:
 
 def host(field: Field) -> str:
     """An address or a host name."""
-    text = field.text()
-    if any(c.isspace() or c in ",%#/" for c in text):
-        raise field.error(f"{text!r} is no address or host name; write one, as in 203.0.113.10")
-    return text
+    return _unless(field, host_flaw)
+
+
+def public_host(field: Field) -> str:
+    """One that can be dialled from elsewhere."""
+    return _unless(field, dialled_flaw)
 
 
 def url(field: Field) -> str:
+    """Where a controller is: https, a host and a port, and nothing else."""
     text = field.text()
+    malformed = field.error(f"{text!r} is no controller; write it as https://203.0.113.5:8443")
     try:
         parts = urllib.parse.urlsplit(text)
-        whole = parts.scheme == "https" and parts.hostname and parts.port != 0 and parts.path in ("", "/")
+        host, port = parts.hostname, parts.port
     except ValueError:
-        whole = False
-    if not whole or any(c.isspace() for c in text):
-        raise field.error(f"{text!r} is no controller; write it as https://203.0.113.5:8443")
+        raise malformed from None
+    if parts.scheme != "https" or not host or port == 0 or parts.path not in ("", "/"):
+        raise malformed
+    if any(c.isspace() or c in "?#" for c in text):
+        raise malformed
+    if parts.username is not None:
+        raise field.error(f"{text!r} names a user, and sites show certificates; leave out all up to the @")
+    if port is None:
+        raise field.error(f"{text!r} has no port; write the one of `init`, as in https://203.0.113.5:8443")
+    if flaw := host_flaw(host):
+        raise field.error(f"{host!r} {flaw}")
     return text.removesuffix("/")
 
 
@@ -174,6 +187,13 @@ def overlap(one: Subnet, other: Subnet) -> bool:
 
 def within(inner: Subnet, outer: Subnet) -> bool:
     return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
+def _unless(field: Field, flaw_of: Callable[[str], str]) -> str:
+    text = field.text()
+    if flaw := flaw_of(text):
+        raise field.error(f"{text!r} {flaw}")
+    return text
 
 
 def _one_of(field: Field, known: Collection[str]) -> str:

@@ -214,10 +214,25 @@ def test_the_commands(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[s
     assert usage.value.code == 2
 
 
-@pytest.mark.parametrize("address", ["centre.blood.cpe", "a b", "", "-x", "a..b", "x" * 64])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "centre.blood.cpe",
+        "centre.blood.CPE",
+        "a b",
+        "",
+        "-x",
+        "a..b",
+        "x" * 64,
+        "999.1.1.1",
+        "0.0.0.0",
+        "x.example:8443",
+    ],
+)
 def test_the_server_has_a_name_of_its_own(tmp_path: Path, address: str) -> None:
-    with pytest.raises(setup.SetupError, match="host name that a server can have"):
+    with pytest.raises(setup.SetupError, match=r"--address: .*(write one|use another)"):
         setup.init_state(tmp_path / "state", "blood", [address])
+    assert not (tmp_path / "state").exists()
 
 
 def test_an_init_that_was_cut_short_starts_over(tmp_path: Path) -> None:

@@ -43,6 +43,28 @@ MISTAKES = [
     ("address: 198.51.100.20", "address: 198.51.100.10", "hubs.cloud.endpoints.wan", "has its own"),
     ("address: 198.51.100.20", "address: 10.20.0.9", "hubs.cloud.endpoints.wan.address", "public address"),
     ("address: 198.51.100.20", "address: a b", "hubs.cloud.endpoints.wan.address", "no address"),
+    *(
+        ("address: 198.51.100.20", f"address: {address}", "hubs.cloud.endpoints.wan.address", says)
+        for address, says in (
+            ("192.0.2.300", "no IP address"),
+            ("192.0.2", "no IP address"),
+            ("3221225994", "no IP address"),
+            ("hub.0x7f", "no IP address"),
+            ("192.0.2.10:4500", "without a port"),
+            ("bad_host!", "no address or host name"),
+            ("east..x", "no address or host name"),
+            ("0.0.0.0", "no single machine's"),
+            ("0.0.0.1", "no single machine's"),
+            ("255.255.255.255", "no single machine's"),
+            ("224.0.0.1", "no single machine's"),
+            ("'ff02::1'", "no single machine's"),
+            ("'::ffff:192.0.2.1'", "no single machine's"),
+            ("'fe80::1%eth0'", "without %"),
+            ("'fe80::1'", "from elsewhere"),
+            ("127.0.0.1", "from elsewhere"),
+            ("localhost", "this machine itself"),
+        )
+    ),
     ("dials: [centre]", "dials: [centra]", "hubs.cloud.dials[0]", "use centre"),
     ("dials: [centre]", "dails: [centre]", "hubs.cloud.dails", "is not known; use uplinks"),
     ("      lte: {kind: cellular}", "      lte: {kind: 4g}", "branches.van-1.uplinks.lte.kind", "wired, cellular"),
@@ -72,6 +94,17 @@ MISTAKES = [
     ("to: imaging}", "to: imaging, initiator: service}", "permits[1]", "ports are those of `from`"),
     ("overlay: 10.255.0.0/16", "overlay: 10.255.0.0/29", "overlay", "give it a larger range"),
     ("https://198.51.100.202:8443", "http://198.51.100.202", "controllers[0]", "https://"),
+    *(
+        ("https://198.51.100.202:8443", url, "controllers[0]", says)
+        for url, says in (
+            ("https://192.0.2.5", "has no port"),
+            ("https://user:pw@x.example:8443", "names a user"),
+            ("https://300.1.1.1:8443", "'300.1.1.1' is no IP address"),
+            ("https://a_b:8443", "no address or host name"),
+            ("https://x.example:8443/v1", "no controller"),
+            ("https://x.example:8443?a", "no controller"),
+        )
+    ),
     ("network: blood ", "networks: blood ", "networks", "is not known"),
     (
         "policy: {",
@@ -104,6 +137,18 @@ def test_what_is_no_yaml_is_named_by_its_line() -> None:
         parse("# nothing\n")
     with pytest.raises(NetworkError, match="write it as 'name: value' lines"):
         parse("[a, b]")
+
+
+@pytest.mark.parametrize("address", ["203.0.113.9", "10.9.9.9", "hub.example", "HUB-1.Example", "'2001:db8::1'"])
+def test_what_can_be_dialled_is_good(text: str, address: str) -> None:
+    network = parse(text.replace("address: 198.51.100.20", f"address: {address}"))
+    assert network.hubs[1].endpoints == (("wan", address.strip("'")),)
+
+
+@pytest.mark.parametrize("url", ["https://[2001:db8::5]:8443", "https://x.example:443/", "https://127.0.0.1:8443"])
+def test_where_a_controller_can_be(text: str, url: str) -> None:
+    network = parse(text.replace("https://198.51.100.202:8443", url))
+    assert network.controllers == (url.removesuffix("/"),)
 
 
 def _dials(network: Network) -> dict[str, tuple[str, ...]]:
