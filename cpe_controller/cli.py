@@ -11,6 +11,7 @@ import datetime as dt
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -24,6 +25,8 @@ from cpe_controller.files import SetupError, read, save
 from cpe_controller.parse import parse
 from cpe_controller.rotateroot import rotate_root
 from cpe_controller.serve import Serving, serve
+from cpe_controller.store import StoreError
+from cpe_controller.wording import counted
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -48,7 +51,7 @@ def _run(told: argparse.Namespace) -> int:
             print(f"network {told.name} is set up in {told.state}; next: apply a network.yaml, then serve")
             print(f"take {told.state / 'root.key'} away and keep it offline: it is for `renew`, years from now")
         case "check":
-            _check(told.file)
+            _check(told)
         case "serve":
             _serve(told)
         case "cert":
@@ -139,11 +142,19 @@ def _print(answer: Answer, told: argparse.Namespace) -> int:
     return answer.exit
 
 
-def _check(file: Path) -> None:
-    network = parse(setup.read_network(file), str(file))
+def _check(told: argparse.Namespace) -> None:
+    network = parse(setup.read_network(told.file), str(told.file))
     documents = rehearse(network, dt.datetime.now(dt.UTC))
+    # Where a controller is at hand it must be this network's, as apply will ask.
+    with suppress(OSError, SetupError, StoreError):
+        if setup.has_store(told.state):
+            with setup.opened(told.state) as (_, found):
+                setup.refuse_another(found, network)
     pairs = sum(len(documents[branch.name].pairs) for branch in network.branches)
-    print(f"{file}: good: {len(network.hubs)} hubs, {len(network.branches)} branches, {pairs} pairs")
+    counts = [counted(len(network.hubs), "hub"), f"{len(network.branches)} branch{'es' * (len(network.branches) != 1)}"]
+    print(f"{told.file}: good: {', '.join([*counts, counted(pairs, 'pair')])}")
+    if not network.permits:
+        print("but nobody may talk: permits lists nothing, and what is not permitted is dropped")
 
 
 def _renew(told: argparse.Namespace) -> None:

@@ -11,7 +11,7 @@ import re
 
 _NAME = re.compile(r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z")
 _NUMBER = re.compile(r"(?:[0-9]+|0x[0-9a-f]*)\Z")
-_THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
+THIS_NETWORK = ipaddress.ip_network("0.0.0.0/8")
 
 _Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 
@@ -44,7 +44,7 @@ def dialled_flaw(text: str) -> str:
 
 def _nobody(address: _Address) -> str:
     if isinstance(address, ipaddress.IPv4Address):
-        void = address in _THIS_NETWORK or address.is_multicast or address.is_reserved
+        void = address in THIS_NETWORK or address.is_multicast or address.is_reserved
     else:
         void = address.is_unspecified or address.is_multicast or address.ipv4_mapped is not None
     return "is no single machine's address; write one, as in 203.0.113.10" if void else ""

@@ -8,6 +8,7 @@ where the file says them.
 from __future__ import annotations
 
 import ipaddress
+import urllib.parse
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal, cast
@@ -15,7 +16,7 @@ from typing import Literal, cast
 from cpe_agent.model import document
 from cpe_controller import values
 from cpe_controller.fields import Field, Record, read
-from cpe_controller.network import Hub, Lan, Network, Site, Uplink
+from cpe_controller.network import Hub, Lan, Network, Site, Subnet, Uplink
 from cpe_controller.overlaps import check_overlaps
 from cpe_controller.permits import ALL_BRANCHES, ALL_HUBS, permits, services
 
@@ -25,6 +26,10 @@ _TOP = (
     *("controllers", "lifetime_days", "on_expiry", "probe", "policy", "ipsec", "classes", "management"),
     *("rollout", "templates", "branches", "services", "permits"),
 )
+# What tells two uplinks apart needs no more; and it is never below 0, where some would look for a special meaning.
+PRIORITY_MAX = 65_535
+# Less than a megabyte is no plan, but one that was written in GB.
+MONTHLY_BYTES_LEAST, MONTHLY_BYTES_MOST = 1_000_000, 10**15
 
 
 def parse(text: str, source: str = "network.yaml") -> Network:
@@ -37,8 +42,9 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     templates = top.mapping("templates")
     hubs = _hubs(top["hubs"], templates, probe, management)
     branches = _branches(top, templates, probe, management, {hub.name for hub in hubs})
-    overlay = values.subnet(top["overlay"])
+    overlay = values.machines(top["overlay"])
     check_overlaps(overlay, (*hubs, *branches), source, whole.lines)
+    controllers = _controllers(top, overlay, branches)
     uplinks = {text for site in (*hubs, *branches) for uplink in site.uplinks for text in (uplink.name, uplink.kind)}
     classes = values.classes(top.mapping("classes"), uplinks)
     known = services(top.mapping("services"), hubs)
@@ -46,7 +52,7 @@ def parse(text: str, source: str = "network.yaml") -> Network:
     return Network(
         name=name,
         overlay=overlay,
-        controllers=tuple(values.url(field) for field in top.items("controllers")),
+        controllers=controllers,
         hubs=hubs,
         branches=branches,
         services=tuple(known.values()),
@@ -77,12 +83,13 @@ def _hubs(
     endpoints = {name: _endpoints(record["endpoints"]) for name, record in records.items()}
     _check_endpoints(records, endpoints)
     dials = _dials(records)
+    ways = {name: _ways(record, probe) for name, record in records.items()}
     return tuple(
         Hub(
             name=name,
             field=record.whole.path,
-            uplinks=_uplinks(record["uplinks"], probe),
-            lans=_lans(record["lans"]),
+            uplinks=ways[name][0],
+            lans=ways[name][1],
             management=values.management(record.get("management"), management),
             endpoints=endpoints[name],
             dials=dials[name],
@@ -107,8 +114,15 @@ def _branches(
             raise field.error("is the name of a hub too; give one of them another name")
         record = _filled(field, templates).record(_SITE, ("management",))
         own = values.management(record.get("management"), management)
-        branches.append(Site(name, record.whole.path, _uplinks(record["uplinks"], probe), _lans(record["lans"]), own))
+        branches.append(Site(name, record.whole.path, *_ways(record, probe), own))
     return tuple(branches)
+
+
+def _ways(record: Record, probe: Mapping[str, document.Probing]) -> tuple[tuple[Uplink, ...], tuple[Lan, ...]]:
+    """A site's uplinks and LANs."""
+    uplinks, lans = _uplinks(record["uplinks"], probe), _lans(record["lans"])
+    _check_interfaces(record, uplinks, lans)
+    return uplinks, lans
 
 
 def _canaries(field: Field | None, branches: tuple[Site, ...]) -> tuple[str, ...]:
@@ -204,10 +218,10 @@ def _uplinks(field: Field, probe: Mapping[str, document.Probing]) -> tuple[Uplin
             Uplink(
                 name=name,
                 kind=kind,
-                priority=record.integer("priority", position),
-                interface=record.text("interface"),
+                priority=values.within_limits(record.get("priority"), position, 0, PRIORITY_MAX),
+                interface=_to_the_internet(record.get("interface")),
                 mtu=record["mtu"].integer() if "mtu" in record else None,
-                monthly_bytes=record["monthly_bytes"].integer() if "monthly_bytes" in record else None,
+                monthly_bytes=_monthly_bytes(record.get("monthly_bytes")),
                 budget_day=record.integer("budget_day", 1),
                 probe=values.probing(record.get("probe"), probe[kind]),
             )
@@ -215,6 +229,47 @@ def _uplinks(field: Field, probe: Mapping[str, document.Probing]) -> tuple[Uplin
     if not uplinks:
         raise field.error("lists no uplink; a site needs at least one")
     return tuple(uplinks)
+
+
+def _to_the_internet(field: Field | None) -> str | None:
+    name = values.interface(field)
+    if field is not None and name == "lo":
+        raise field.error("lo leads nowhere; name the interface that leads to the internet")
+    return name
+
+
+def _monthly_bytes(field: Field | None) -> int | None:
+    if field is None:
+        return None
+    return values.within_limits(field, 0, MONTHLY_BYTES_LEAST, MONTHLY_BYTES_MOST)
+
+
+def _check_interfaces(record: Record, uplinks: tuple[Uplink, ...], lans: tuple[Lan, ...]) -> None:
+    """What comes in by an uplink is the internet, and by a LAN it is not: one interface cannot be both."""
+    taken = {uplink.interface or uplink.name: uplink.name for uplink in uplinks}
+    for lan in lans:
+        if lan.interface in taken:
+            field = record["lans"].mapping()[lan.name]
+            written = field.mapping().get("interface", field)
+            raise written.error(
+                f"{lan.interface} is uplink {taken[lan.interface]}'s; a LAN has an interface of its own"
+            )
+
+
+def _controllers(top: Record, overlay: Subnet, branches: tuple[Site, ...]) -> tuple[str, ...]:
+    """Sites reach it by their uplinks: never through a tunnel, so an address of a tunnel's far end is nobody's."""
+    inside = [(overlay, "overlay"), *((lan.subnet, f"{b.field}.lans.{lan.name}") for b in branches for lan in b.lans)]
+    for field in top.items("controllers"):
+        try:
+            address = ipaddress.ip_address(urllib.parse.urlsplit(values.url(field)).hostname or "")
+        except ValueError:
+            continue  # a host name
+        for subnet, whose in inside:
+            if address.version == subnet.version and address in subnet:
+                raise field.error(
+                    f"{address} is inside {subnet} of {whose}; write the address that all sites can reach"
+                )
+    return tuple(values.url(field) for field in top.items("controllers"))
 
 
 def _lans(field: Field) -> tuple[Lan, ...]:
@@ -225,7 +280,7 @@ def _lans(field: Field) -> tuple[Lan, ...]:
         record = lan.record(("subnet",), ("interface", "via", "check"))
         if "interface" not in record and "via" not in record:
             raise lan.error("has neither interface nor via; say which interface it is on, or which router it is behind")
-        subnet = values.subnet(record["subnet"])
+        subnet = values.machines(record["subnet"])
         via, check = (
             values.address(record[key], subnet.version) if key in record else None for key in ("via", "check")
         )
@@ -233,7 +288,7 @@ def _lans(field: Field) -> tuple[Lan, ...]:
             raise record["check"].error(f"{check} is not in {subnet}; write a machine of this LAN that always answers")
         if via is not None:
             behind.append((len(lans), record["via"]))
-        lans.append(Lan(name, subnet, record.text("interface"), via, check))
+        lans.append(Lan(name, subnet, values.interface(record.get("interface")), via, check))
     direct = [lan for lan in lans if lan.via is None]
     for position, field_of_via in behind:
         lans[position] = _behind(lans[position], field_of_via, direct)

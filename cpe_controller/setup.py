@@ -121,14 +121,19 @@ def planned(
 def network_of(setup: Setup, text: str, source: str) -> Network:
     """The network that this text describes, if it is the one that is set up here."""
     network = parse(text, source)
-    if network.name != setup.network:
-        reason = f"is {network.name!r}, but this controller holds the network {setup.network!r}"
-        raise NetworkError(source, network.lines["network"], "network", reason)
+    refuse_another(setup, network)
     return replace(network, controllers=network.controllers or setup.urls)
 
 
+def refuse_another(setup: Setup, network: Network) -> None:
+    if network.name != setup.network:
+        reason = f"is {network.name!r}, but this controller holds the network {setup.network!r}"
+        raise network.error_at("network", reason)
+
+
 def issue_site(state_dir: Path, site: str, by: str = "setup") -> tuple[bytes, bytes, bytes]:
-    """A new key and certificate for a site, and the authorities that it is to trust: three PEMs."""
+    """A new key and certificate for a site, and the authorities that it is to trust: three PEMs. Whether a network has
+    such a site is for who calls to ask."""
     if not NAME.match(site):
         raise SetupError(f"{site!r} is no site's name: use 1 to 40 of a-z, 0-9 and - (not first or last)")
     with opened(state_dir) as (store, setup):

@@ -11,13 +11,16 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Literal, cast
 
 from cpe_agent.model import document
+from cpe_agent.model.document_check import INTERFACE
 from cpe_controller.fields import Field
-from cpe_controller.hosts import dialled_flaw, host_flaw
+from cpe_controller.hosts import THIS_NETWORK, dialled_flaw, host_flaw
 from cpe_controller.network import Subnet
 
 # Longer than a controller may be lost; shorter than a certificate lives (200 days).
 DEFAULT_LIFETIME_DAYS = 90
 MAX_LIFETIME_DAYS = 180
+# While a document is on trial a power cut takes it back, and a rollout waits: nobody means to for more than a day.
+CONFIRM_MAX_S = 86_400
 # A standby path on a metered uplink says something every two minutes: with two hubs, and the keepalives that carrier
 # NATs need in between, some 20 MB a month (tests/loops/standby.py). Every minute would be 30 MB.
 PROBING = {
@@ -36,14 +39,46 @@ def named(field: Field, name: str) -> str:
 def subnet(field: Field) -> Subnet:
     text = field.text()
     try:
-        return ipaddress.ip_network(text)
+        found = ipaddress.ip_network(text)
     except ValueError:
         pass
+    else:
+        if "/" not in text:
+            # Most often the length was forgotten, and a single machine would be all that may talk.
+            raise field.error(f"{text} has no length; write {text}/24, or {found} if that one machine is meant")
+        return found
     try:
         meant = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise field.error(f"{text!r} is no subnet; write it as 10.1.0.0/24") from None
     raise field.error(f"{text} is a machine's address in {meant}; write {meant}")
+
+
+def machines(field: Field) -> Subnet:
+    """A subnet that machines can be in."""
+    found = subnet(field)
+    first = found.network_address
+    if first.is_loopback or first.is_multicast or (found.version == 4 and (first.is_reserved or first in THIS_NETWORK)):
+        raise field.error(f"{found} is no range that machines can have addresses of; use one as in 10.1.0.0/24")
+    return found
+
+
+def interface(field: Field | None) -> str | None:
+    if field is None:
+        return None
+    text = field.text()
+    if not INTERFACE.match(text):
+        raise field.error(f"{text!r} is no interface name; write 1 to 15 of letters, digits and _ . @ -")
+    return text
+
+
+def within_limits(field: Field | None, default: int, least: int, most: int) -> int:
+    if field is None:
+        return default
+    value = field.integer()
+    if not least <= value <= most:
+        raise field.error(f"is {value}; {least} to {most} is possible")
+    return value
 
 
 def address(field: Field, version: int) -> str:
@@ -90,10 +125,7 @@ def url(field: Field) -> str:
 
 
 def lifetime_days(field: Field | None) -> int:
-    days = DEFAULT_LIFETIME_DAYS if field is None else field.integer()
-    if field is not None and not 1 <= days <= MAX_LIFETIME_DAYS:
-        raise field.error(f"is {days}; 1 to {MAX_LIFETIME_DAYS} is possible")
-    return days
+    return within_limits(field, DEFAULT_LIFETIME_DAYS, 1, MAX_LIFETIME_DAYS)
 
 
 def probings(field: Field | None) -> dict[str, document.Probing]:
@@ -133,7 +165,7 @@ def policy(field: Field | None) -> document.Policy:
     record = field.record((), ("failback_s", "confirm_s"))
     return document.Policy(
         failback_s=record.integer("failback_s", default.failback_s),
-        confirm_s=record.integer("confirm_s", default.confirm_s),
+        confirm_s=within_limits(record.get("confirm_s"), default.confirm_s, 1, CONFIRM_MAX_S),
     )
 
 

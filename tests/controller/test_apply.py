@@ -279,3 +279,22 @@ def test_a_restore_writes_over_no_other_key(state: Path, tmp_path: Path, capsys:
     assert main(["--state", str(other), "restore", str(tmp_path / "backup")]) == 1
     assert "not the one of this backup; restore into another directory" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+def test_check_says_what_apply_would(
+    state: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "network.yaml"
+    file.write_text(text)
+    assert main(["--state", str(state), "check", str(file)]) == 0
+    assert "good: 2 hubs, 2 branches, 6 pairs" in capsys.readouterr().out
+    file.write_text(text.replace("network: blood ", "network: blodd "))
+    for command in ("check", "diff", "apply"):
+        assert main(["--state", str(state), command, str(file)]) == 2
+        assert f"{file}:5: network: is 'blodd', but this controller holds" in capsys.readouterr().err
+    # Without a controller at hand the name is as good as any.
+    assert main(["--state", str(tmp_path / "none"), "check", str(file)]) == 0
+    assert not (tmp_path / "none").exists()
+    file.write_text(text.partition("permits:")[0])
+    assert main(["--state", str(state), "check", str(file)]) == 0
+    assert "0 pairs\nbut nobody may talk" in capsys.readouterr().out
