@@ -19,7 +19,7 @@ import segno
 
 from cpe_controller import arguments, audit, authorities, backup, cloudinit, commands, control, setup
 from cpe_controller.change import signed
-from cpe_controller.commands import Answer, Command, answering, applying
+from cpe_controller.commands import Answer, Command, answering, applying, sites
 from cpe_controller.compile import rehearse
 from cpe_controller.files import SetupError, read, save
 from cpe_controller.parse import parse
@@ -55,9 +55,9 @@ def _run(told: argparse.Namespace) -> int:
         case "serve":
             _serve(told)
         case "cert":
-            pems = setup.issue_site(told.state, told.site, control.user_name(os.getuid()))
-            for path in setup.save_site(told.out, told.site, *pems):
-                print(path)
+            with setup.opened(told.state) as (store, _):
+                for path in sites.certificate(told.state, store, told.site, told.out, control.user_name(os.getuid())):
+                    print(path)
         case "renew":
             _renew(told)
         case "rotate-root":

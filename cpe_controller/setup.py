@@ -234,12 +234,19 @@ def read_network(path: Path) -> str:
         raise NetworkError(str(path), 1, "", f"cannot be read: {error.strerror}") from None
 
 
-def save_site(directory: Path, site: str, key: bytes, certificate: bytes, cas: bytes) -> tuple[Path, ...]:
-    """What `issue_site` gave, as SITE.key, SITE.pem and root.pem."""
+def make_place(directory: Path) -> None:
+    """The directory, but not what it is in: that is most likely a typing error."""
     try:
-        directory.mkdir(parents=True, exist_ok=True)
+        directory.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise SetupError(f"{directory} cannot be made: {directory.parent} is not there; make that first") from None
     except OSError as error:
         raise SetupError(f"{directory} cannot be made: {error.strerror}") from error
+
+
+def save_site(directory: Path, site: str, key: bytes, certificate: bytes, cas: bytes) -> tuple[Path, ...]:
+    """What `issue_site` gave, as SITE.key, SITE.pem and root.pem."""
+    make_place(directory)
     paths = (directory / f"{site}.key", directory / f"{site}.pem", directory / "root.pem")
     for path, data, mode in zip(paths, (key, certificate, cas), (0o600, 0o644, 0o644), strict=True):
         save(path, data, mode)

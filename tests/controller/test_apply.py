@@ -206,7 +206,18 @@ def test_the_commands(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[s
     assert main([*state, "check", str(tmp_path / "none.yaml")]) == 2
     assert main([*state, "cert", "van-1", "--out", str(tmp_path / "out")]) == 0
     assert stat.S_IMODE((tmp_path / "out" / "van-1.key").stat().st_mode) == 0o600
-    assert main([*state, "cert", "van 1", "--out", str(tmp_path / "out")]) == 1
+    for site, out, says in (
+        ("van 1", "out", "in no network"),
+        ("nosuch", "new", "in no network"),
+        ("van-1", "none/out", "none is not there"),
+    ):
+        capsys.readouterr()
+        assert main([*state, "cert", site, "--out", str(tmp_path / out)]) == 1
+        assert says in capsys.readouterr().err
+    assert main([*state, "revoke", "van-1"]) == 0
+    assert main([*state, "cert", "van-1", "--out", str(tmp_path / "new")]) == 1
+    assert "cpe-controller replace van-1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists() and not (tmp_path / "none").exists()
     assert main([*state, "serve", "--listen", "192.0.2.1"]) == 1
     assert "cannot listen" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
