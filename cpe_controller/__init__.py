@@ -21,5 +21,5 @@ What runs
     control, commands/ what operators may ask, over a socket or in their own process; audit keeps who did
     setup, backup      the state directory: made once, opened by every command, copied
     store/             the little that is remembered, behind an interface that etcd fits too
-    cli                the commands; the only place that prints (arguments, cloudinit)
+    cli                the commands; the only place that prints (arguments, screen, cloudinit)
 """

@@ -22,7 +22,12 @@ METRICS = "127.0.0.1:9274"
 
 
 def read(arguments: Sequence[str] | None) -> argparse.Namespace:
-    told = _parser().parse_args(arguments)
+    parser = _parser()
+    told = parser.parse_args(arguments)
+    if told.command == "apply" and told.file is None and told.key is None and told.unsigned is None:
+        parser.error("apply needs a network.yaml, or --key or --unsigned to sign anew")
+    if told.command == "cloud-init" and (told.deb is None) != (told.sha256 is None):
+        parser.error("--deb and --sha256 belong together")
     if told.socket is None:
         told.socket = DEFAULT_SOCKET if told.state == DEFAULT_STATE else told.state / "control.sock"
     return told

@@ -99,7 +99,8 @@ def test_a_cloud_image_is_told_all_it_needs(state: Path, text: str, capsys: pyte
     assert said["packages"] == ["cpe-agent"] and said["runcmd"][-1][:3] == ["systemctl", "enable", "--now"]
 
     url, digest = "https://example.org/cpe-agent.deb;reboot", "0a" * 32
-    assert main([*where, "--deb", url]) == 2
+    with pytest.raises(SystemExit):
+        main([*where, "--deb", url])
     assert main([*where, "--deb", url, "--sha256", digest]) == 0
     fetch, install = yaml.safe_load(capsys.readouterr().out.partition("#cloud-config\n")[2])["runcmd"]
     assert fetch[0] == "curl" and fetch[-1] == url  # as one word, that no shell reads
