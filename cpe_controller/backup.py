@@ -11,10 +11,12 @@ by their certificates; revoke again whom you revoked.
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import io
 import sqlite3
 import tarfile
 import tempfile
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
@@ -130,8 +132,12 @@ def _unpacked(file: Path) -> dict[str, bytes]:
                 if entry.name not in (*FILES, STORE) or content is None:
                     raise SetupError(f"{file} is no backup of ours: it holds {entry.name!r}")
                 found[entry.name] = content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise SetupError(f"{file} cannot be read as a backup: {error}") from error
+    except (EOFError, tarfile.TarError, gzip.BadGzipFile, zlib.error):
+        raise SetupError(
+            f"{file} is no backup of ours, or is cut short: `cpe-controller backup FILE` makes one"
+        ) from None
+    except OSError as error:
+        raise SetupError(f"{file} cannot be read: {error.strerror or error}") from error
     missing = [name for name in (*FILES, STORE) if name not in found and name not in _OPTIONAL]
     if missing:
         raise SetupError(f"{file} is no whole backup: {', '.join(missing)} is missing")

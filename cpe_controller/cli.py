@@ -124,6 +124,12 @@ def _command(told: argparse.Namespace) -> Command:
 
 def _do(told: argparse.Namespace, command: Command) -> Answer:
     answer = control.ask(told.socket, command)
+    if answer is None and told.socket_named:
+        raise control.Refusal(
+            f"nobody answers at {told.socket}: start the controller (serve), or leave --socket out to work on its "
+            f"state directory",
+            1,
+        )
     if answer is None:
         answer = answering.run(told.state, command, control.user_name(os.getuid()))
     return answer

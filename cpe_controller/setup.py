@@ -187,7 +187,7 @@ def signer(state_dir: Path, key: Path | None = None) -> Signer:
     try:
         return Signer.from_pem(read(path))
     except ValueError as error:
-        raise SetupError(f"{path} cannot be used: {error}") from error
+        raise SetupError(f"{path} {error}") from error
 
 
 def has_store(state_dir: Path) -> bool:
@@ -202,7 +202,9 @@ def opened(state_dir: Path) -> Iterator[tuple[Store, Setup]]:
     try:
         there = has_store(state_dir)
     except PermissionError:
-        raise SetupError(f"{state_dir} is not for this user; run as root or as the controller's own user") from None
+        raise SetupError(
+            f"{state_dir} is not for this user: run this as root, or as the controller's own user"
+        ) from None
     if not there:
         _refuse_lost_store(state_dir)
         how = f"cpe-controller --state {state_dir} init --name NETWORK --address HOST"

@@ -222,7 +222,7 @@ def test_the_commands(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[s
     assert "cannot listen" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
         main(["serve", "--port", "70000"])
-    assert usage.value.code == 2
+    assert usage.value.code == 64
 
 
 @pytest.mark.parametrize(
