@@ -2,7 +2,7 @@
 
 What a network is
     fields, network    network.yaml -> Network, with errors that name the line and the field (parse, values, permits,
-                       pairs, overlaps)
+                       pairs, overlaps, hosts, syntax)
     addresses          which inner address has each site, uplink and endpoint?
     compile            Network -> one Document per site (pure); wording says in words what differs
 What gets in force, and when

@@ -19,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from cpe_agent.model.document import NAME, SigningKey, Trust
-from cpe_controller import audit, authorities, pki, standing
+from cpe_controller import audit, authorities, pki, standing, syntax
 from cpe_controller.change import Change, plan, signed
 from cpe_controller.enrolment import Vouching
 from cpe_controller.fields import NetworkError
@@ -229,11 +229,11 @@ def text_of(network_yaml: str | Path) -> tuple[str, str]:
 def read_network(path: Path) -> str:
     """The file's text. What cannot be read is a `NetworkError` of its own."""
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise NetworkError(str(path), 1, "", f"is no UTF-8 text: {error.reason}") from None
+        return syntax.decoded(path.read_bytes())
+    except syntax.NoText as error:
+        raise NetworkError(str(path), error.line, "", str(error)) from None
     except OSError as error:
-        raise NetworkError(str(path), 1, "", f"cannot be read: {error.strerror}") from None
+        raise NetworkError(str(path), 0, "", f"cannot be read: {error.strerror}") from None
 
 
 def make_place(directory: Path) -> None:

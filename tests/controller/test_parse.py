@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 
 import pytest
+import yaml
 
+from cpe_controller import fields, setup
 from cpe_controller.compile import rehearse
 from cpe_controller.fields import NetworkError
 from cpe_controller.network import Network
@@ -175,6 +178,59 @@ def test_what_is_no_yaml_is_named_by_its_line() -> None:
         parse("# nothing\n")
     with pytest.raises(NetworkError, match="write it as 'name: value' lines"):
         parse("[a, b]")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("network: a\nhubs:\n\tcentre: {}\n", 3, "has a tab where only spaces may be; write spaces"),
+        ("network: @a\n", 1, "has '@' where a value begins; put the value in quotes"),
+        ("a: 1\nhubs: {x: {y: 1}\nbranches: 2\nc: 3\n", 2, "not closed, or lacks a comma before line 3"),
+        ("a: 1\nhubs: {x: {y: 1}\n", 2, "not closed"),
+        ("a: {b: 1 c: 2}\n", 1, "lacks a comma"),
+        ("a: [1, 2\nb: 3\n", 1, "not closed"),
+        ("a: 1\nbranches\n  van-1:\n    x: 1\n", 2, "has no ':' behind its name"),
+        ("a: 1\nlifetime_days 30\nb: 2\n", 2, "has no ':' behind its name"),
+        ("a: 'x\nb: 2\n", 1, "has a quote that is not closed"),
+        ("a:\n  b: 1\n c: 2\n", 3, "is indented otherwise than the lines that it belongs to, from line 1 on"),
+        ("a:\n  b: 1\n    c: 2\n", 3, "is indented deeper"),
+        ("a:\n  - x\n  y: 1\n", 3, "is indented otherwise"),
+        ("a: *x\n", 1, "has a '*'"),
+        ("a: 1\n---\nb: 2\n", 2, "keep one"),
+    ],
+)
+@pytest.mark.parametrize("loader", {yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)})
+def test_what_is_to_be_changed_is_said(
+    text: str, line: int, says: str, loader: type[yaml.SafeLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fields, "_LOADER", loader)
+    with pytest.raises(NetworkError) as caught:
+        parse(text, "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml:{line}: is no YAML: ") and says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"a: 1\nb: Universit\xe4t\n", ":2: has the byte 0xe4, which is no UTF-8 (Latin-1?); save the file as UTF-8"),
+        ("a: 1\n".encode("utf-16"), ":1: is UTF-16; save it as UTF-8"),
+        (b"a: 1\n\nb: \x00\n", ":3: has the control character U+0000; save the file as plain text in UTF-8"),
+        (None, ": cannot be read: No such file or directory"),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_line(tmp_path: Path, raw: bytes | None, says: str) -> None:
+    path = tmp_path / "network.yaml"
+    if raw is not None:
+        path.write_bytes(raw)
+    with pytest.raises(NetworkError) as caught:
+        setup.read_network(path)
+    assert str(caught.value) == f"{path}{says}"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "network.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert setup.read_network(path) == text
 
 
 @pytest.mark.parametrize("address", ["203.0.113.9", "10.9.9.9", "hub.example", "HUB-1.Example", "'2001:db8::1'"])
