@@ -1,8 +1,8 @@
 """The controller: one `network.yaml` in, a signed document for every site out, served to the agents that ask for it.
 
 What a network is
-    fields, network    network.yaml -> Network, with errors that name the line and the field (parse, values, permits,
-                       pairs, overlaps, hosts, syntax)
+    fields, network    network.yaml -> Network, with errors that name the line and the field (parse, ways, values,
+                       permits, pairs, overlaps, hosts, syntax)
     addresses          which inner address has each site, uplink and endpoint?
     compile            Network -> one Document per site (pure); wording says in words what differs
 What gets in force, and when

@@ -7,7 +7,9 @@ YAML's own ideas (`no` is false, 1:30 is 90) never change a name or an address.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import ParamSpec, TypeVar
 
 import yaml
 
@@ -15,19 +17,54 @@ from cpe_controller import syntax
 
 # libyaml where PyYAML has it: ten times as fast, which a network of 10,000 sites needs.
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# More at once nobody reads.
+MISTAKES_TOLD = 20
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class NetworkError(Exception):
     """A network.yaml that cannot be used: `line` (from 1; 0: there is none), dotted `field` ("" for the whole file),
-    `reason`."""
+    `reason`. `others` are further mistakes of the same file, in its order; each is a line of the text."""
 
-    def __init__(self, source: str, line: int, field: str, reason: str) -> None:
+    def __init__(self, source: str, line: int, field: str, reason: str, others: tuple[NetworkError, ...] = ()) -> None:
         where = f"{source}:{line}" if line else source
-        super().__init__(f"{where}: {field}: {reason}" if field else f"{where}: {reason}")
+        own = f"{where}: {field}: {reason}" if field else f"{where}: {reason}"
+        more = [f"and {len(others) - MISTAKES_TOLD + 1} more mistakes"] if len(others) >= MISTAKES_TOLD else []
+        super().__init__("\n".join([own, *map(str, others[: MISTAKES_TOLD - 1]), *more]))
         self.source = source
         self.line = line
         self.field = field
         self.reason = reason
+        self.others = others
+
+
+class Mistakes:
+    """What is wrong in places that have nothing to do with each other, so that one run tells all of it."""
+
+    def __init__(self) -> None:
+        self._found: list[NetworkError] = []
+
+    def of(self, instead: T, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `read` gives; `instead`, if it finds a mistake: whoever goes on with that tells no consequences."""
+        try:
+            return read(*args, **kwargs)
+        except NetworkError as error:
+            self.note(error)
+            return instead
+
+    def note(self, error: NetworkError) -> None:
+        self._found += [error, *error.others]
+
+    def tell(self) -> None:
+        """Raises what was found, if anything was. A mistake in a template is one, however many sites are made of it."""
+        by_place = {(error.line, error.reason): error for error in reversed(self._found)}
+        if not by_place:
+            return
+        first, *others = sorted(by_place.values(), key=lambda error: error.line)
+        alone = tuple(NetworkError(other.source, other.line, other.field, other.reason) for other in others)
+        raise NetworkError(first.source, first.line, first.field, first.reason, alone)
 
 
 class Field:
@@ -81,14 +118,16 @@ class Field:
 
     def record(self, required: tuple[str, ...], optional: tuple[str, ...]) -> Record:
         """A mapping with known keys: any other, and any required one that is missing, is an error."""
-        found = self.mapping()
+        found, mistakes = self.mapping(), Mistakes()
         known = (*required, *optional)
-        for key, field in found.items():
-            if key not in known:
-                raise field.error(f"is not known; use {', '.join(known)}")
+        meant = {key: difflib.get_close_matches(key, known, 1) for key in found if key not in known}
+        for key, close in meant.items():
+            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(known)}"
+            mistakes.note(found[key].error(f"is not known; {hint}"))
         for key in required:
-            if key not in found:
-                raise self.error(f"has no {key!r}; add it")
+            if key not in found and [key] not in meant.values():
+                mistakes.note(self.error(f"has no {key!r}; add it"))
+        mistakes.tell()
         return Record(self, found)
 
     def sequence(self) -> list[Field]:

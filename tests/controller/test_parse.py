@@ -107,7 +107,7 @@ MISTAKES = [
         )
     ),
     ("dials: [centre]", "dials: [centra]", "hubs.cloud.dials[0]", "use centre"),
-    ("dials: [centre]", "dails: [centre]", "hubs.cloud.dails", "is not known; use uplinks"),
+    ("dials: [centre]", "dails: [centre]", "hubs.cloud.dails", "is not known; did you mean dials?"),
     ("      lte: {kind: cellular}", "      lte: {kind: 4g}", "branches.van-1.uplinks.lte.kind", "wired, cellular"),
     ("      lte: {kind: cellular}", "      lte: {}", "branches.van-1.uplinks.lte", "has no 'kind'"),
     ("      lte: {kind: cellular}", "      LTE: {kind: cellular}", "branches.van-1.uplinks.LTE", "is no name"),
@@ -231,6 +231,57 @@ def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, text: str) -> 
     path = tmp_path / "network.yaml"
     path.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert setup.read_network(path) == text
+
+
+def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_at_once(text: str) -> None:
+    wrong = text
+    for good, bad in (
+        ("network: blood ", "network: Blood "),
+        ("failback_s: 60", "failback: 60"),
+        ("address: 198.51.100.20", "address: 192.0.2.300"),
+        ("kind: cellular, priority: 2", "kind: 4g, priority: 2"),
+        ("subnet: 10.102.0.0/24", "subnet: 10.102.0.0"),
+    ):
+        assert good in wrong
+        wrong = wrong.replace(good, bad, 1)
+    # Two sites of the template make one mistake of it.
+    wrong = wrong.replace(
+        "  van-1:\n", "  van-2: {template: hospital, lans: {ward: {subnet: 10.9.0.0/24}}}\n  van-1:\n", 1
+    )
+    with pytest.raises(NetworkError) as caught:
+        parse(wrong, "my.yaml")
+    told = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in told] == [
+        "network",
+        "policy.failback",
+        "hubs.cloud.endpoints.wan.address",
+        "branches.hospital-1.uplinks.lte.kind",
+        "branches.van-1.lans.crew.subnet",
+    ]
+    assert [int(line.split(":")[1]) for line in told] == sorted(int(line.split(":")[1]) for line in told)
+
+
+def test_permits_are_told_each_by_itself(text: str) -> None:
+    wrong = text.replace("to: records}", "to: record}").replace("to: imaging}", "to: image}")
+    with pytest.raises(NetworkError) as caught:
+        parse(wrong, "my.yaml")
+    assert [error.field for error in (caught.value, *caught.value.others)] == ["permits[0].to", "permits[1].to"]
+
+
+def test_hundreds_of_mistakes_are_counted(text: str) -> None:
+    many = "".join(f"  b{n}: {{uplinks: {{lte: {{kind: 4g}}}}, lans: {{}}}}\n" for n in range(300))
+    with pytest.raises(NetworkError) as caught:
+        parse(text.replace("  van-1:\n", f"{many}  van-1:\n", 1), "my.yaml")
+    told = str(caught.value).splitlines()
+    assert (len(told), told[-1], len(caught.value.others)) == (21, "and 280 more mistakes", 299)
+
+
+def test_a_typing_error_is_recognised(text: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        parse(text.replace("permits:\n", "permit:\n", 1), "my.yaml")
+    assert str(caught.value).endswith(": permit: is not known; did you mean permits?")
+    with pytest.raises(NetworkError, match=r"hubs.cloud: has no 'uplinks'; add it"):
+        parse("network: a\noverlay: 10.0.0.0/8\nhubs: {cloud: {lans: {}, endpoints: {}}}\n")
 
 
 @pytest.mark.parametrize("address", ["203.0.113.9", "10.9.9.9", "hub.example", "HUB-1.Example", "'2001:db8::1'"])
