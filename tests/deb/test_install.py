@@ -61,6 +61,7 @@ def test_that_removing_stops_forwarding_and_leaves_the_rest(box: Path) -> None:
     said = tree.inside(box, f"{before}; {look}; echo ======; dpkg -r cpe-agent; echo ======; {look}", network=False)
     held, removing, left = said.split("======")
     assert "table inet cpe_agent" in held and "Forwarding is off" in removing, said
+    assert "Not taken away" not in removing, said
     assert left.split()[0] == "0" and "cpe_agent" not in left
     assert "table inet others" in left and "192.0.2.77" in left
     assert (box / "etc/cpe-agent/agent.yaml").exists()
