@@ -14,6 +14,8 @@ from pathlib import Path
 import msgspec
 
 from cpe_agent.model import document_check
+from cpe_agent.model.document import DocumentError
+from cpe_agent.model.removal import refuse_mass_removal
 from cpe_controller import amend, audit, reports, rolling, setup, standing
 from cpe_controller.change import DOCUMENTS, NETWORK, Change, ChangeError, Draft, Published, in_force, signed
 from cpe_controller.commands import Answer, Apply, Diff, Import, Plan, Rollback
@@ -21,7 +23,7 @@ from cpe_controller.files import SetupError
 from cpe_controller.publish import WAITING, Applied, Past, commit, history
 from cpe_controller.setup import Setup
 from cpe_controller.store import Store
-from cpe_controller.wording import differences, introduction
+from cpe_controller.wording import counted, differences, introduction
 
 IN_FORCE = "the network in force"
 
@@ -30,7 +32,8 @@ def apply(state_dir: Path, store: Store, told: Setup, command: Apply, by: str) -
     signer = setup.signer(state_dir)  # missing: say so before anything else
     allow = command.allow_mass_removal
     change = setup.planned(state_dir, store, told, command.text, command.source, allow_mass_removal=allow)
-    return _commit(state_dir, store, signed(change, signer), by, now=command.now)
+    answer = _commit(state_dir, store, signed(change, signer), by, now=command.now)
+    return msgspec.structs.replace(answer, lines=(*answer.lines, *_boxes(store, change)))
 
 
 def plan(state_dir: Path, store: Store, told: Setup, command: Plan) -> Answer:
@@ -48,7 +51,12 @@ def diff(state_dir: Path, store: Store, told: Setup, command: Diff) -> Answer:
     lines: list[str] = []
     for site, said in words.items():
         lines += [f"{site}: version {change.drafts[site].version}", *(f"  {line}" for line in said)]
-    lines.append(f"{len(words)} sites would change, {len(change.unchanged)} would not")
+    lines.append(f"{counted(len(words), 'site')} would change, {len(change.unchanged)} would not")
+    if refusing := tuple(site for site, draft in change.drafts.items() if _refused(in_force(store, site), draft)):
+        lines.append(
+            f"{_some(refusing)} would REFUSE this, as it takes most of the pairs away; if that is meant: apply "
+            f"--allow-mass-removal"
+        )
     return Answer(tuple(lines), words)
 
 
@@ -122,6 +130,17 @@ def _in_force(store: Store) -> str:
     if entry is None:
         raise SetupError("no network was applied here yet")
     return (entry.value or b"").decode()
+
+
+def _refused(before: Published | None, draft: Draft) -> bool:
+    """Whether the site, which has the document before, would not take this one."""
+    if before is None or not draft.raw:
+        return False
+    try:
+        refuse_mass_removal(document_check.decode(draft.raw), document_check.decode(before.raw))
+    except DocumentError:
+        return True
+    return False
 
 
 def _words(before: Published | None, draft: Draft) -> list[str]:
@@ -203,6 +222,16 @@ def _told(applied: Applied) -> Answer:
         "waves": list(applied.waves),
     }
     return Answer(tuple(lines), data)
+
+
+def _boxes(store: Store, change: Change) -> list[str]:
+    """What is left to do for sites that are new: a box each."""
+    stands, contacts = standing.everybodys(store), reports.stored(store)
+    new = [site for site, draft in change.drafts.items() if draft.raw and draft.after == 0 and site not in contacts]
+    waiting = tuple(site for site in new if stands.get(site, standing.Standing()).enrolled_at is None)
+    if not waiting:
+        return []
+    return [f"without a box yet: {_some(waiting)}; next, for each: cpe-controller token SITE"]
 
 
 def _some(sites: tuple[str, ...]) -> str:

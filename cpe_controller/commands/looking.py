@@ -11,12 +11,13 @@ import time
 import msgspec
 
 from cpe_controller import audit, reports, rolling, standing
-from cpe_controller.change import DOCUMENTS, Published
+from cpe_controller.change import DOCUMENTS, NETWORK, Published
 from cpe_controller.commands import Answer, Roll, Status
 from cpe_controller.files import SetupError
 from cpe_controller.fleet import SiteStatus, State, counts, fleet
 from cpe_controller.rollout import Phase, Rollout, confirmed, resumed
 from cpe_controller.store import Store
+from cpe_controller.wording import counted
 
 _CONDITIONS_SHOWN = 3
 
@@ -35,7 +36,9 @@ def status(store: Store, command: Status) -> Answer:
         lines.append(_row(one, width, now))
         lines += [f"{'':{width}}    {said}" for said in _remarks(one, now)]
     totals = ", ".join(f"{number} {state.value}" for state, number in counts(found).items() if number)
-    lines.append(f"{len(found)} sites{': ' if totals else ''}{totals}")
+    lines.append(f"{counted(len(found), 'site')}{': ' if totals else ''}{totals}")
+    if store.get(NETWORK) is None:
+        lines.append("no network was applied here yet; next: cpe-controller apply network.yaml")
     rollout, _ = rolling.load(store)
     if rollout is not None and not rollout.phase.over:
         lines += roll_lines(rollout, store)
