@@ -47,7 +47,7 @@ class Networkd:
             for name, text in texts.items():
                 (outside / directory / name).write_text(text)
         (outside / "netif").mkdir(exist_ok=True)
-        container.run(["chown", _USER, f"{self._inside}/netif"])
+        container.run(["chown", f"{_USER}:{_USER}", f"{self._inside}/netif"])
 
     def start(self) -> None:
         """Returns when it has looked at every interface."""

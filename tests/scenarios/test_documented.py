@@ -117,12 +117,18 @@ def test_the_controllers_guide(alone: Alone) -> None:
     before = {
         # The key lies where the command is typed, as it would on another machine.
         "cpe-controller sign change.json --key signing.key": f"cp {signing_key} {WORK}",
+        "cpe-controller rotate-root finish --root-key root.next.key": (
+            f"mv /var/lib/cpe-controller/root.next.key {WORK}"
+        ),
     }
     for text in typed_on("docs/CONTROLLER.md"):
         if text in before:
             alone.container.run(before[text].split())
         done = alone.run(text)
         assert done.status == 0, (text, done)
+        if text.startswith("cpe-controller rotate-root finish"):
+            alone.end()
+            alone.serve()
         if text.startswith(("cpe-controller token", "cpe-controller replace")):
             assert re.search(r"cpe1\.[\w-]{40,}", done.stdout), done
     left = {path.name for path in alone.container.path("/var/lib/cpe-controller").iterdir()}

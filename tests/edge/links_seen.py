@@ -1,0 +1,22 @@
+"""What does the agent see of the links in a namespace? Its own reader, run there."""
+
+from __future__ import annotations
+
+import sys
+
+import msgspec
+import pyroute2
+
+from cpe_agent.edge.linkwatch import read_links
+from cpe_agent.model.observed import Links
+from tests.lab.container import Container
+
+
+def seen(container: Container, namespace: str) -> Links:
+    said = container.run([sys.executable, "-m", "tests.edge.links_seen"], namespace=namespace).stdout
+    return msgspec.json.decode(said, type=Links)
+
+
+if __name__ == "__main__":
+    with pyroute2.IPRoute() as kernel:
+        sys.stdout.buffer.write(msgspec.json.encode(read_links(kernel)))
