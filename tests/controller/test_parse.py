@@ -237,7 +237,8 @@ def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_at_once(text:
     wrong = text
     for good, bad in (
         ("network: blood ", "network: Blood "),
-        ("failback_s: 60", "failback: 60"),
+        ("policy: {failback_s: 60", "polcy: {failback: 60"),
+        ("dials: [centre]", "dails: [centre]"),
         ("address: 198.51.100.20", "address: 192.0.2.300"),
         ("kind: cellular, priority: 2", "kind: 4g, priority: 2"),
         ("subnet: 10.102.0.0/24", "subnet: 10.102.0.0"),
@@ -253,8 +254,10 @@ def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_at_once(text:
     told = str(caught.value).splitlines()
     assert [line.split(": ")[1] for line in told] == [
         "network",
-        "policy.failback",
+        "polcy",
+        "polcy.failback",
         "hubs.cloud.endpoints.wan.address",
+        "hubs.cloud.dails",
         "branches.hospital-1.uplinks.lte.kind",
         "branches.van-1.lans.crew.subnet",
     ]
