@@ -81,5 +81,11 @@ def lapsed(document: Document, clock: Clock) -> bool:
     return document.on_expiry == "block" and clock.trusted and clock.now >= document.expires_at.timestamp()
 
 
+def in_time(document: Document, clock: Clock) -> Document:
+    """What is left of a document that is in force: once it is lapsed its paths stay up, so that a newer one is in force
+    in no time, and nobody may talk."""
+    return msgspec.structs.replace(document, pairs=()) if lapsed(document, clock) else document
+
+
 def _order(order: tuple[int, int]) -> str:
     return f"epoch {order[0]} version {order[1]}"
