@@ -189,8 +189,8 @@ def _told(kind: Kind, reason: str, told: str, tell: Tell) -> str:
 
 
 def _there(store: FileStore, credentials: Credentials) -> Enrolment | None:
-    enrolment = store.load_enrolment()
-    return enrolment if credentials.present else None
+    # Without a certificate it was not let in yet, whatever is left of an earlier attempt: it asks again.
+    return store.load_enrolment() if credentials.present else None
 
 
 def _enroller(settings: Settings, store: FileStore, credentials: Credentials, token: str = "") -> Enroller:

@@ -217,9 +217,9 @@ class InForce:
 
     def _put_in_force(self, document: Document) -> None:
         self._witness.put_in_force()
-        self._whole, self._lapsed = document, obey.lapsed(document, self._clock.now())
-        # Its paths stay up, so that a newer one is in force in no time; nobody may talk.
-        self._cells.document.set(msgspec.structs.replace(document, pairs=()) if self._lapsed else document)
+        clock = self._clock.now()
+        self._whole, self._lapsed = document, obey.lapsed(document, clock)
+        self._cells.document.set(obey.in_time(document, clock))
         self._set_standing(since=time.time())
         self._bell.ring("document")
 

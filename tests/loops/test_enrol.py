@@ -254,6 +254,20 @@ class TestRenewal:
             await renewer.run()
         assert 2 <= len(port.renewals) <= 20
 
+    async def test_files_that_cannot_be_read_for_a_while_end_nothing(self, autojump_clock: MockClock) -> None:
+        cells, port, credentials, renewer, loaded = self.bed(age_days=1)
+        readable_at = trio.current_time() + 2 * 3600
+
+        def vouched() -> bool:
+            if trio.current_time() < readable_at:
+                raise EdgeError("identity", "load", "key.pem: Input/output error")
+            return bool(loaded)
+
+        renewer = Renewer(cells, port, credentials, renewer._clock, renewer._load, lambda: [""], vouched)
+        with trio.move_on_after(5 * 3600):
+            await renewer.run()
+        assert port.renewals == ["csr of key 2"]
+
     async def test_an_old_one_is_replaced_once_with_a_new_key(self, autojump_clock: MockClock) -> None:
         cells, port, credentials, renewer, loaded = self.bed(age_days=101)
         with trio.move_on_after(5 * 3600):
