@@ -1,6 +1,6 @@
 """What did the operator set on this router?
 
-In: /etc/cpe-agent/agent.yaml. Out: frozen `Settings`, defaults filled in, or a `SettingsError` that names file, field
+In: /etc/cpe-agent/agent.yaml, which need not be there. Out: frozen `Settings`, defaults filled in, or a `SettingsError` that names file, field
 and mend. It holds what the agent needs to reach its controller and to believe it; everything else is in the document.
 The files that it names are not looked at: who opens them says what is wrong with them.
 """
@@ -97,14 +97,16 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_settings(path: Path = DEFAULT_PATH) -> Settings:
-    """The settings in `path`. Raises SettingsError."""
+    """The settings in `path`; nobody has to write the default one. Raises SettingsError."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise SettingsError(
-            path, "", "is not there: write it (configs/agent.yaml is an example) or name another"
-        ) from None
+        if path == DEFAULT_PATH:
+            # A new box has none, and what it needs comes by enrolment.
+            return parse_settings(path, b"")
+        mend = f"name one that is, or leave -c out: {DEFAULT_PATH} is read then, if it is there"
+        raise SettingsError(path, "", f"is not there: {mend}") from None
     except OSError as error:
         raise SettingsError(path, "", f"cannot be read: {error.strerror}") from None
     if len(content) > MAX_BYTES:

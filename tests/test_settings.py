@@ -175,13 +175,24 @@ def test_a_file_that_is_something_else(content: bytes, words: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"{tmp_path}/agent\.yaml: is not there"):
+    with pytest.raises(SettingsError, match=rf"{tmp_path}/agent\.yaml: is not there: name one that is, or leave -c out"):
         load_settings(tmp_path / "agent.yaml")
     with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
         load_settings(tmp_path)
     (tmp_path / "long").write_bytes(b"#" * (MAX_BYTES + 1))
     with pytest.raises(SettingsError, match="longer than"):
         load_settings(tmp_path / "long")
+
+
+def test_a_new_box_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cpe-agent" / "agent.yaml"
+    monkeypatch.setattr("cpe_agent.settings.DEFAULT_PATH", path)
+    assert load_settings(path) == parse_settings(path, b"")
+    assert load_settings(path).enrols
+    path.parent.mkdir()
+    path.mkdir()
+    with pytest.raises(SettingsError, match="Is a directory"):
+        load_settings(path)
 
 
 @given(st.binary(max_size=100) | st.text(max_size=100).map(lambda text: (LEAST + text).encode("utf-8", "ignore")))
