@@ -369,4 +369,5 @@ def _failed(words: str, code: int) -> int:
 
 
 def _sentence(words: str) -> str:
-    return f"cpe-agent: {words.rstrip('.')}.\n"
+    words = words.rstrip(".")
+    return f"cpe-agent: {words}\n" if words.endswith(("?", "!")) else f"cpe-agent: {words}.\n"

@@ -64,9 +64,12 @@ def enroll(settings: Settings, text: str, tell: Tell) -> str:
     control = settings.run_dir / CONTROL_SOCKET
     try:
         ask(control, f"enroll {''.join(text.split())}")
+        running = True
     except EdgeError as error:
         if error.op != "connect":
             raise
+        running = False
+    if not running:
         return trio.run(_enroll_here, settings, text, tell)
     trio.run(_let_in, control, tell)
     return site

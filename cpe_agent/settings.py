@@ -1,8 +1,8 @@
 """What did the operator set on this router?
 
-In: /etc/cpe-agent/agent.yaml, which need not be there. Out: frozen `Settings`, defaults filled in, or a `SettingsError` that names file, field
-and mend. It holds what the agent needs to reach its controller and to believe it; everything else is in the document.
-The files that it names are not looked at: who opens them says what is wrong with them.
+In: /etc/cpe-agent/agent.yaml, which need not be there. Out: frozen `Settings`, defaults filled in, or a `SettingsError`
+that names file, field and mend. It holds what the agent needs to reach its controller and to believe it; everything
+else is in the document. The files that it names are not looked at: who opens them says what is wrong with them.
 """
 
 from __future__ import annotations

@@ -333,6 +333,7 @@ class TestNewcomer:
         ("found", "code", "words"),
         [
             ("van-1", 0, "This box is van-1 now.\n"),
+            (newcomer.NotLetIn("is it up?"), exits.NOT_LET_IN, "cpe-agent: is it up?\n"),
             (newcomer.NotLetIn("used by another box"), exits.NOT_LET_IN, "used by another box"),
             (TokenError("the token is damaged"), exits.BAD_DATA, "the token is damaged"),
             (EdgeError("control", "enroll", "this box is van-2 already"), exits.UNAVAILABLE, "van-2 already"),

@@ -272,6 +272,7 @@ async def test_nobody_there(bed: Bed) -> None:
     bed.token = bed.token_for("https://127.0.0.1:9")
     _, enroller = await bed.enrol(1.0)
     assert enroller.failure.kind is Kind.UNREACHABLE
+    assert enroller.failure.words == "https://127.0.0.1:9: cannot connect: Connection refused"
 
 
 class TestCredentials:
