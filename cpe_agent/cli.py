@@ -252,7 +252,9 @@ def _drill(configured: Settings, kind: str, name: str, as_json: bool) -> int:
     if record.outcome != "done":
         return exits.DRILL_EARLY
     whole = all(move.back_s is not None for move in record.moves) and not any(s.lost for s in record.streams)
-    return 0 if whole else exits.DRILL_LOSS
+    if not whole:
+        return exits.DRILL_LOSS
+    return exits.DRILL_UNMEASURED if record.unmeasured else 0
 
 
 def _drill_records(configured: Settings, check: bool, as_json: bool) -> tuple[int, str]:

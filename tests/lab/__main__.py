@@ -14,7 +14,7 @@ from types import FrameType
 
 from tests.lab.container import REPOSITORY, LabError
 from tests.lab.lab import Lab
-from tests.lab.provision import provision
+from tests.lab.provision import network_yaml, probed, provision
 from tests.lab.running import find
 
 
@@ -52,7 +52,7 @@ def _up(name: str, *, bare: bool) -> int:
         signal.signal(number, end)
     with Lab(name=name, say=print) as lab:
         if not bare:
-            provision(lab)
+            provision(lab, probed(network_yaml(lab.network)))
             lab.start()
         print(_how_to_look_inside(lab), flush=True)
         ended.wait()

@@ -32,7 +32,7 @@ def typed_on(page: str) -> list[str]:
 @pytest.fixture(scope="module")
 def sites() -> Iterator[Sites]:
     with Lab(name="documented") as lab:
-        provision.provision(lab)
+        provision.provision(lab, provision.probed(provision.network_yaml(lab.network)))
         lab.start()
         watch.wait_all_up(lab, UP_S)
         yield Sites(lab)
