@@ -89,16 +89,18 @@ class Enroller:
             await self._bell.wait(min(trio.current_time() + LOOK_S, again_at if again_at > now else now + LOOK_S))
 
     async def _try(self, text: str) -> Enrolment | None:
+        site = ""
         try:
             token = parse_token(text)
+            site = token.site
             return self._keep(token, await self._ask(token))
         except TokenError as error:
             self._fail(Failure(Kind.UNREADABLE, str(error)))
         except EnrolmentError as error:
             kind = _KINDS.get(error.code, Kind.REFUSED)
-            self._fail(Failure(kind, error.cause, error.retry_after_s))
+            self._fail(Failure(kind, error.cause, error.retry_after_s, site))
         except EdgeError as error:
-            self._fail(Failure(Kind.REFUSED, str(error)))
+            self._fail(Failure(Kind.REFUSED, str(error), site=site))
         return None
 
     async def _ask(self, token: Token) -> Granted:

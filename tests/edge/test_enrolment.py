@@ -181,6 +181,7 @@ def _public(csr: str) -> bytes:
         ("409 Conflict", "token_used", Kind.USED),
         ("410 Gone", "token_expired", Kind.EXPIRED),
         ("410 Gone", "token_replaced", Kind.REPLACED),
+        ("403 Forbidden", "revoked", Kind.REVOKED),
         ("400 Bad Request", "csr_bad", Kind.REFUSED),
     ],
 )

@@ -129,6 +129,7 @@ async def test_without_a_token_it_waits_for_one(autojump_clock: MockClock) -> No
         ("token_expired", Kind.EXPIRED),
         ("token_unknown", Kind.UNKNOWN),
         ("token_replaced", Kind.REPLACED),
+        ("revoked", Kind.REVOKED),
         ("no_dns", Kind.NO_DNS),
         ("captive", Kind.CAPTIVE),
         ("clock", Kind.CLOCK),
