@@ -192,7 +192,7 @@ def _enroll(configured: Settings, token: str) -> int:
         print(_sentence(words), end="", file=sys.stderr, flush=True)
 
     try:
-        site = newcomer.enroll(configured, token, tell)
+        let_in = newcomer.enroll(configured, token, tell)
     except TokenError as error:
         return _failed(str(error), exits.BAD_DATA)
     except newcomer.NotLetIn as error:
@@ -201,7 +201,9 @@ def _enroll(configured: Settings, token: str) -> int:
         return _failed(error.cause, exits.NO_PERMISSION if error.op == "authorise" else exits.UNAVAILABLE)
     except KeyboardInterrupt:
         return exits.NOT_LET_IN
-    print(f"This box is {site} now.")
+    print(f"This box is {let_in.site} now.")
+    if not let_in.running:
+        print("No agent runs yet: systemctl enable --now cpe-agent")
     return 0
 
 

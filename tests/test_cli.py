@@ -320,8 +320,8 @@ class TestRollback:
 class TestNewcomer:
     TOKEN = "cpe1.eyJ9"
 
-    def _enroll(self, monkeypatch: pytest.MonkeyPatch, found: str | Exception) -> None:
-        def enroll(settings: Settings, text: str, tell: Callable[[str], None]) -> str:
+    def _enroll(self, monkeypatch: pytest.MonkeyPatch, found: newcomer.LetIn | Exception) -> None:
+        def enroll(settings: Settings, text: str, tell: Callable[[str], None]) -> newcomer.LetIn:
             tell("the DNS does not answer")
             if isinstance(found, Exception):
                 raise found
@@ -332,7 +332,12 @@ class TestNewcomer:
     @pytest.mark.parametrize(
         ("found", "code", "words"),
         [
-            ("van-1", 0, "This box is van-1 now.\n"),
+            (newcomer.LetIn("van-1", running=True), 0, "This box is van-1 now.\n"),
+            (
+                newcomer.LetIn("van-1", running=False),
+                0,
+                "This box is van-1 now.\nNo agent runs yet: systemctl enable --now cpe-agent\n",
+            ),
             (newcomer.NotLetIn("is it up?"), exits.NOT_LET_IN, "cpe-agent: is it up?\n"),
             (newcomer.NotLetIn("used by another box"), exits.NOT_LET_IN, "used by another box"),
             (TokenError("the token is damaged"), exits.BAD_DATA, "the token is damaged"),
@@ -344,7 +349,7 @@ class TestNewcomer:
         config: str,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
-        found: str | Exception,
+        found: newcomer.LetIn | Exception,
         code: int,
         words: str,
     ) -> None:

@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cpe_agent import newcomer
 from cpe_agent.core.enrolment import Kind
 from cpe_agent.edge.credentials import Credentials
 from cpe_agent.edge.enrolment import HttpsEnrolment
@@ -29,6 +30,7 @@ from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.enrol import Enroller
 from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest
 from cpe_agent.ports import EdgeError, EnrolmentError
+from cpe_agent.settings import parse_settings
 from tests.edge.authority import NOW, Authority
 from tests.edge.tls_server import Stream, TlsServer, response, serve
 from tests.fakes.store import FakeStore
@@ -274,6 +276,29 @@ async def test_nobody_there(bed: Bed) -> None:
     _, enroller = await bed.enrol(1.0)
     assert enroller.failure.kind is Kind.UNREACHABLE
     assert enroller.failure.words == "https://127.0.0.1:9: cannot connect: Connection refused"
+
+
+class TestAtAShell:
+    """`cpe-agent enroll` without a daemon."""
+
+    async def enroll(self, bed: Bed, told: list[str]) -> newcomer.LetIn:
+        text = f"state_dir: {bed.state}\nrun_dir: {bed.directory}/run\n"
+        settings = parse_settings(bed.directory / "agent.yaml", text.encode())
+        return await trio.to_thread.run_sync(newcomer.enroll, settings, bed.token, told.append)
+
+    async def test_people_are_told_in_words_and_not_in_a_log(self, bed: Bed, capfd: pytest.CaptureFixture[str]) -> None:
+        await bed.serve()
+        bed.controller.refusals = [refusal("429 Too Many Requests", "busy", "come again", **{"retry-after": "1"})]
+        told: list[str] = []
+        assert await self.enroll(bed, told) == ("van-1", False)
+        assert told[0].endswith("come again; it is tried again by itself")
+        assert capfd.readouterr() == ("", "")
+
+    async def test_a_revoked_site_is_not_asked_about_for_ever(self, bed: Bed) -> None:
+        await bed.serve()
+        bed.controller.refusals = [refusal("403 Forbidden", "revoked", "van-1 is revoked")] * 9
+        with pytest.raises(newcomer.NotLetIn, match="cpe-controller replace van-1"), trio.fail_after(10):
+            await self.enroll(bed, [])
 
 
 class TestCredentials:
