@@ -74,7 +74,7 @@ def test_other_settings(router: Path, capsys: pytest.CaptureFixture[str]) -> Non
     other.write_text((router / "agent.yaml").read_text() + "log_level: loud\n")
     assert check(router, str(other)) == exits.BAD_DATA
     said = capsys.readouterr().err
-    assert said.startswith(f"cpe-agent: {other}: log_level: ") and "write one of debug, info" in said
+    assert said.startswith(f"cpe-agent: {other}:10: log_level: ") and "write one of debug, info" in said
 
 
 def test_a_key_of_somebody_else(router: Path, capsys: pytest.CaptureFixture[str]) -> None:

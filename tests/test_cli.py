@@ -195,7 +195,7 @@ class TestUsage:
         assert cli.main([command, "-c", str(path)]) == exits.CONFIGURATION
         said = capsys.readouterr()
         assert said.out == ""
-        assert said.err.startswith(f"cpe-agent: {path}: site: ")
+        assert said.err.startswith(f"cpe-agent: {path}:1: site: ")
         assert said.err.count("\n") == 1
 
     @pytest.mark.parametrize(
