@@ -28,7 +28,7 @@ from cpe_agent.edge.store import FileStore
 from cpe_agent.edge.tokens import find_token
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.enrol import Enroller
-from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest
+from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Lying
 from cpe_agent.ports import EdgeError, EnrolmentError
 from cpe_agent.settings import parse_settings
 from tests.edge.authority import NOW, Authority
@@ -126,7 +126,7 @@ class Bed:
         clock.load()
         now = self.now
         port = HttpsEnrolment(names or Names(store), clock.now_s if now is None else lambda: now)
-        return Enroller(port, Credentials(self.state), store, clock, "box-1", lambda: self.token)
+        return Enroller(port, Credentials(self.state), store, clock, "box-1", lambda: Lying(self.token))
 
     async def enrol(self, seconds: float = 2.0, names: Names | None = None) -> tuple[Enrolment | None, Enroller]:
         enroller = self.enroller(names)
@@ -361,22 +361,26 @@ class TestTokens:
     def test_where_it_is_looked_for(self, tmp_path: Path) -> None:
         sticks = [f"{tmp_path}/media/*", f"{tmp_path}/run/*/*"]
         file = tmp_path / "token"
-        assert find_token(None, file, sticks) == ""
+        missing = f"{file} cannot be read: No such file or directory"
+        assert find_token(None, file, sticks) == Lying("", missing)
+        assert find_token(None, None, sticks) == Lying()
         stick = tmp_path / "run/user/STICK"
         stick.mkdir(parents=True)
         (stick / "cpe-token").write_text("cpe1.stick\r\n")
-        assert find_token(None, file, sticks) == "cpe1.stick"
+        assert find_token(None, file, sticks) == Lying("cpe1.stick", str(stick / "cpe-token"))
         file.write_text("cpe1.file\n")
-        assert find_token(None, file, sticks) == "cpe1.file"
-        assert find_token("cpe1.settings", file, sticks) == "cpe1.settings"
+        assert find_token(None, file, sticks) == Lying("cpe1.file", str(file))
+        assert find_token("cpe1.settings", file, sticks) == Lying("cpe1.settings")
+        file.write_text(" ")
+        assert find_token(None, file, []) == Lying("", f"{file} is empty")
 
     def test_what_lies_there_may_be_anything(self, tmp_path: Path) -> None:
         stick = tmp_path / "media/STICK"
         (stick / "cpe-token").mkdir(parents=True)
-        assert find_token(None, None, [f"{tmp_path}/media/*"]) == ""
+        assert find_token(None, None, [f"{tmp_path}/media/*"]).text == ""
         file = tmp_path / "token"
         file.write_bytes(b"\xff" * 100_000)
-        assert len(find_token(None, file, [])) <= 8192
+        assert len(find_token(None, file, []).text) <= 8192
 
 
 def test_an_error_says_who_said_it() -> None:
