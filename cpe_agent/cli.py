@@ -34,14 +34,39 @@ WATCH_INTERVAL_S = 1.0
 CLEAR_SCREEN = "\x1b[H\x1b[2J"
 
 
+class _NotPrinted(Exception):
+    """Standard output takes no more, and not because its reader has read enough."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Leaves by SystemExit for --help and for usage errors."""
-    asked = parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A name outside the terminal's character set is no reason to fail.
         sys.stdout.reconfigure(errors="replace")
+    try:
+        asked = _asked(arguments)
+        return 0 if asked is None else _command(asked)
+    except _NotPrinted as error:
+        return _failed(f"the answer cannot be written: {error}", exits.CANNOT_WRITE)
+
+
+def _asked(arguments: Sequence[str] | None) -> argparse.Namespace | None:
+    """What the command line asks for; None: for --help, which nobody reads to its end."""
+    try:
+        return parser().parse_args(arguments)
+    except BrokenPipeError:
+        _stop_printing()
+        return None
+    except OSError as error:
+        _stop_printing()
+        raise _NotPrinted(error.strerror) from None
+    finally:
+        _say("", end="")
+
+
+def _command(asked: argparse.Namespace) -> int:
     if asked.command == "version":
-        print(f"cpe-agent {__version__}")
+        _say(f"cpe-agent {__version__}")
         return 0
     if asked.command == "support-bundle":
         # Also, and above all, when the settings are broken.
@@ -83,12 +108,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _printed(report: Callable[[], tuple[int, str]]) -> int:
-    """Print what `report` found, and its exit code. The reader may stop reading."""
+    """Print what `report` found, and return its exit code."""
     code, text = report()
-    try:
-        print(text, end="", flush=True)
-    except BrokenPipeError:
-        _stop_printing()
+    _say(text, end="")
     return code
 
 
@@ -201,16 +223,16 @@ def _enroll(configured: Settings, token: str) -> int:
         return _failed(error.cause, exits.NO_PERMISSION if error.op == "authorise" else exits.UNAVAILABLE)
     except KeyboardInterrupt:
         return exits.NOT_LET_IN
-    print(f"This box is {let_in.site} now.")
+    _say(f"This box is {let_in.site} now.")
     if not let_in.running:
-        print("No agent runs yet: systemctl enable --now cpe-agent")
+        _say("No agent runs yet: systemctl enable --now cpe-agent")
     return 0
 
 
 def _reset(configured: Settings, sure: bool) -> int:
     if not sure:
-        print("This box forgets its key, certificate and documents, and ends all tunnels.")
-        print("Type reset to go on: ", end="", flush=True)
+        _say("This box forgets its key, certificate and documents, and ends all tunnels.")
+        _say("Type reset to go on: ", end="")
         try:
             sure = input().strip() == "reset"
         except EOFError:
@@ -223,7 +245,7 @@ def _reset(configured: Settings, sure: bool) -> int:
         newcomer.forget(configured.state_dir)
     except EdgeError as error:
         return _failed(error.cause, exits.NO_PERMISSION if error.op == "authorise" else exits.UNAVAILABLE)
-    print("This box is new.")
+    _say("This box is new.")
     return 0
 
 
@@ -234,7 +256,7 @@ def _drill(configured: Settings, kind: str, name: str, as_json: bool) -> int:
         progress = app.start_drill(configured, kind, name)
         while True:
             for line in () if as_json else progress.said[told:]:
-                print(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False), flush=True)
+                _say(textwrap.fill(line, 80, subsequent_indent="  ", break_on_hyphens=False))
             told = len(progress.said)
             if not progress.running:
                 break
@@ -250,7 +272,7 @@ def _drill(configured: Settings, kind: str, name: str, as_json: bool) -> int:
     if record is None or record.outcome == "began":
         return _failed(progress.said[-1] if progress.said else "the drill did not take place", exits.UNAVAILABLE)
     if as_json:
-        print(_json(record), end="")
+        _say(_json(record), end="")
     if record.outcome != "done":
         return exits.DRILL_EARLY
     whole = all(move.back_s is not None for move in record.moves) and not any(s.lost for s in record.streams)
@@ -281,12 +303,12 @@ def _boot(configured: Settings, charon_group: str | None) -> int:
     except EdgeError as error:
         return _failed(f"this router is not locked and does not forward: {error}", exits.UNAVAILABLE)
     if booted.clock_lifted_s:
-        print(f"The clock was at least {booted.clock_lifted_s:.0f} s behind, and was set forward.")
+        _say(f"The clock was at least {booted.clock_lifted_s:.0f} s behind, and was set forward.")
     if booted.document is None:
-        print(f"Locked; nothing is forwarded: {booted.reason}.")
+        _say(f"Locked; nothing is forwarded: {booted.reason}.")
     else:
         epoch, version = booted.document
-        print(f"Locked as the document (epoch {epoch}, version {version}) says, and forwarding what it lists.")
+        _say(f"Locked as the document (epoch {epoch}, version {version}) says, and forwarding what it lists.")
     return 0
 
 
@@ -295,9 +317,9 @@ def _down(configured: Settings) -> int:
         taken = down.take_down(configured)
     except EdgeError as error:
         return _failed(str(error), exits.UNAVAILABLE)
-    print(f"Forwarding is off, {taken.ike_sas} IKE_SAs are ended, and routes, rules and the table are gone.")
+    _say(f"Forwarding is off, {taken.ike_sas} IKE_SAs are ended, and routes, rules and the table are gone.")
     for failure in taken.failures:
-        print(f"Not taken away: {failure}.")
+        _say(f"Not taken away: {failure}.")
     return exits.UNAVAILABLE if taken.failures else 0
 
 
@@ -325,19 +347,33 @@ def _status(configured: Settings, asked: argparse.Namespace) -> int:
         while True:
             code, text = _report(configured, asked)
             if not asked.watch:
-                print(text, end="", flush=True, file=sys.stderr if code in _NO_REPORT else sys.stdout)
+                if code in _NO_REPORT:
+                    print(text, end="", file=sys.stderr)
+                else:
+                    _say(text, end="")
                 return code
-            print(CLEAR_SCREEN if sys.stdout.isatty() else "", text, sep="", flush=True)
+            if not _say(f"{CLEAR_SCREEN if sys.stdout.isatty() else ''}{text}"):
+                return code
             pause.wait(WATCH_INTERVAL_S)
     except KeyboardInterrupt:
         return code
+
+
+def _say(text: str, end: str = "\n") -> bool:
+    """Print it, at once. False: whoever read has read enough (`| head`), which is no failure. Raises `_NotPrinted`."""
+    try:
+        print(text, end=end, flush=True)
     except BrokenPipeError:
         _stop_printing()
-        return code
+        return False
+    except OSError as error:
+        _stop_printing()
+        raise _NotPrinted(error.strerror) from None
+    return True
 
 
 def _stop_printing() -> None:
-    # Whoever read has read enough (`| head`). Python would complain when it flushes at its end.
+    # What could not be written is still in the buffer, and Python would complain of it at its end.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 

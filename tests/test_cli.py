@@ -224,6 +224,21 @@ class TestUsage:
             _, errors = process.communicate(b"\n", timeout=60)
         assert (process.returncode, errors) == (0, b"")
 
+    @pytest.mark.parametrize("arguments", [["version"], ["--help"], ["status", "--help"], ["drill", "--records"]])
+    def test_whoever_reads_may_stop_and_a_full_disk_is_said(self, arguments: list[str], config: str) -> None:
+        command = [sys.executable, "-m", "cpe_agent", *arguments]
+        if arguments[0] == "drill":
+            command += ["--config", config]
+        reading, writing = os.pipe()
+        os.close(reading)
+        stopped = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+        os.close(writing)
+        assert (stopped.returncode, stopped.stderr) == (0, b"")
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        words = b"cpe-agent: the answer cannot be written: No space left on device.\n"
+        assert (done.returncode, done.stderr) == (exits.CANNOT_WRITE, words)
+
 
 class TestDrain:
     @pytest.fixture
