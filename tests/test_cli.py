@@ -182,7 +182,29 @@ class TestRun:
 
 
 class TestUsage:
+    def test_settings_may_be_named_before_the_command_or_behind_it(
+        self, config: str, report: Says, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        report(HUB)
+        for arguments in (["-c", config, "status"], ["status", "-c", config], ["-c", "/no", "status", "-c", config]):
+            assert cli.main(arguments) == 0, arguments
+        assert cli.main(["--config", "/no", "status"]) == exits.CONFIGURATION
+
+    def test_the_help_of_a_command_says_what_it_does(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            cli.main(["drill", "--help"])
+        assert "On a branch: take an uplink or a hub out, measure," in capsys.readouterr().out
+
+    def test_a_number_that_is_none(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            cli.main(["capture", "records", "--seconds", "soon"])
+        assert "'soon' is no number: 0.1 to 3600 is possible" in capsys.readouterr().err
+
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["--version"])
+        assert caught.value.code == 0
+        assert capsys.readouterr().out == f"cpe-agent {__version__}\n"
         assert cli.main(["version"]) == 0
         assert capsys.readouterr().out == f"cpe-agent {__version__}\n"
 
