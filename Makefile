@@ -12,7 +12,7 @@ CODE := cpe_agent cpe_controller tests
 # The environment is .venv and nothing else.
 unexport PYTHONHOME PYTHONPATH
 
-.PHONY: help bootstrap guest-bootstrap fmt check test test-kernel guest demo lab bench deb
+.PHONY: help bootstrap guest-bootstrap fmt check test test-kernel guest demo lab bench deb test-deb
 
 help: ## show this list
 	@printf 'cpe_agent: run as root on Debian 12 or 13\n\n'
@@ -42,6 +42,10 @@ test-kernel: guest-bootstrap ## the tests with the kernel's ESP, in an emulated 
 
 guest: guest-bootstrap ## run CMD='...' under Debian's own kernel, in an emulated computer
 	@$(VENV)/python -m tests.guest -- $(if $(CMD),"$$CMD",'uname -a')
+
+test-deb: bootstrap ## build the packages twice, install them in a clean Debian, boot it in the lab (ten minutes)
+	@packaging/bootstrap.sh deb
+	@CPE_DEB=1 $(VENV)/python -m pytest -v $(if $(TESTS),$(TESTS),tests/deb)
 
 export CMD
 

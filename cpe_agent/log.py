@@ -2,7 +2,8 @@
 
 One event a line on stderr, as JSON or for people. What may be said is listed here, `EVENTS` and `FIELDS`; a test holds
 every log call in the code and docs/EVENTS.md to it. An event is a noun and a verb in the past, fixed text; whatever
-varies goes into fields, in the units that their names end in.
+varies goes into fields, in the units that their names end in. Where stderr is systemd's journal, each line begins with
+its priority, which the journal takes off again: `journalctl -u cpe-agent -p warning` has what somebody should look at.
 
 `python -m cpe_agent.log > docs/EVENTS.md` writes the page anew.
 """
@@ -10,14 +11,15 @@ varies goes into fields, in the units that their names end in.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Literal, TextIO
 
 import structlog
-from structlog.typing import FilteringBoundLogger, Processor
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
 # Event name -> what has happened. In the order in which an operator meets them.
 EVENTS: Mapping[str, str] = MappingProxyType(
@@ -117,6 +119,9 @@ FIELDS: Mapping[str, str] = MappingProxyType(
     }
 )  # fmt: skip
 
+# What syslog calls the levels: sd-daemon(3).
+PRIORITIES: Mapping[str, int] = MappingProxyType({"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2})
+
 # Everything at INFO is theirs to tell a developer, not ours to tell an operator.
 LIBRARY_LEVEL = logging.WARNING
 
@@ -129,6 +134,8 @@ def configure(form: Literal["json", "console"] = "json", level: str = "info", st
         shape = [structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
     else:
         shape = [structlog.dev.ConsoleRenderer(colors=output.isatty())]
+    if _is_journal(output):
+        shape = [*shape[:-1], _with_priority(shape[-1])]
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -141,6 +148,24 @@ def configure(form: Literal["json", "console"] = "json", level: str = "info", st
         cache_logger_on_first_use=False,
     )
     logging.basicConfig(level=LIBRARY_LEVEL, handlers=[_Library()], force=True)
+
+
+def _is_journal(output: TextIO) -> bool:
+    """systemd says in the environment which file its journal is at."""
+    with suppress(OSError, ValueError):
+        found = os.fstat(output.fileno())
+        return os.environ.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
+    return False
+
+
+def _with_priority(renderer: Processor) -> Processor:
+    """The same, each line with its priority in front: a traceback for people has several."""
+
+    def render(logger: WrappedLogger, name: str, event: EventDict) -> str:
+        prefix = f"<{PRIORITIES[event['level']]}>"
+        return "\n".join(prefix + line for line in str(renderer(logger, name, event)).splitlines())
+
+    return render
 
 
 def get_logger() -> FilteringBoundLogger:
@@ -170,6 +195,10 @@ def events_page() -> str:
         "# What the agent logs",
         "",
         "One event a line, on stderr. Written by `python -m cpe_agent.log` from the vocabulary in `cpe_agent/log.py`.",
+        "",
+        "Under systemd stderr is the journal, and each event has its priority there, by its `level`: debug 7, info 6,",
+        "warning 4, error 3, critical 2. `journalctl -u cpe-agent -p warning` has what somebody should look at, and",
+        "`journalctl -u cpe-agent -o cat | jq 'select(.event == \"bundle_moved\")'` picks events by their fields.",
         "",
         "## Events",
         "",

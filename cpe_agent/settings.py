@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import difflib
+import ipaddress
 import re
 import urllib.parse
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from typing import Annotated, Literal, get_args, get_origin, get_type_hints
 import msgspec
 import yaml
 
-from cpe_agent.model.document import NAME, SigningKey
+from cpe_agent.model.document import METRICS_PORT, NAME, SigningKey
 from cpe_agent.model.enrolment import TOKEN_PREFIX, Enrolment
 
 DEFAULT_PATH = Path("/etc/cpe-agent/agent.yaml")
@@ -326,4 +327,15 @@ def _host_port(path: Path, field: str, text: str) -> HostPort:
     match = re.fullmatch(r"(?:\[([0-9A-Fa-f:.]+)\]|([A-Za-z0-9.-]+)):([0-9]{1,5})", text)
     if not match or not 1 <= int(match[3]) <= 65535:
         raise SettingsError(path, field, f"{text!r} is no address and port: write 127.0.0.1:9273 or [::1]:9273")
-    return HostPort(host=match[1] or match[2], port=int(match[3]))
+    found = HostPort(host=match[1] or match[2], port=int(match[3]))
+    if found.port != METRICS_PORT and not _is_loopback(found.host):
+        mend = f"write port {METRICS_PORT}, or an address of this machine alone"
+        raise SettingsError(path, field, f"the firewall lets nobody in to port {found.port}: {mend}")
+    return found
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"

@@ -12,8 +12,9 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cpe_agent import __version__, app, cli, down, exits, newcomer
+from cpe_agent import __version__, app, capture, cli, comparison, down, exits, newcomer
 from cpe_agent.core.enrolment import TokenError
+from cpe_agent.edge.tap import Tapped
 from cpe_agent.exits import USAGE
 from cpe_agent.model.condition import Condition, DrainAnswer, RollbackAnswer, Severity, Status
 from cpe_agent.ports import EdgeError
@@ -122,6 +123,28 @@ class TestStatus:
         assert cli.main(["status", "--watch", "-c", config]) == 1
         out = capsys.readouterr().out
         assert out == f"{render(HUB)}\ncpe-agent: no agent is running.\n\n{render(DEGRADED)}\n"
+
+    def test_watch_draws_over_the_last_report_on_a_terminal(
+        self, config: str, report: Says, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        class Terminal(io.StringIO):
+            def isatty(self) -> bool:
+                return True
+
+        times = iter([HUB, HUB])
+
+        def fetch_status(settings: Settings) -> Status:
+            for found in times:
+                return found
+            raise KeyboardInterrupt
+
+        terminal = Terminal()
+        monkeypatch.setattr(app, "fetch_status", fetch_status)
+        monkeypatch.setattr(cli, "WATCH_INTERVAL_S", 0.0)
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setenv("NO_COLOR", "1")
+        assert cli.main(["status", "--watch", "-c", config]) == 0
+        assert terminal.getvalue() == f"{cli.CLEAR_SCREEN}{render(HUB)}\n" * 2
 
     def test_colour_is_for_terminals_that_want_it(
         self, config: str, report: Says, monkeypatch: pytest.MonkeyPatch
@@ -423,3 +446,59 @@ class TestNewcomer:
         monkeypatch.setattr(newcomer, "forget", lambda state_dir: pytest.fail("it was forgotten"))
         assert cli.main(["reset", "--yes", "-c", config]) == exits.UNAVAILABLE
         assert "another agent is running" in capsys.readouterr().err
+
+
+class TestCapture:
+    FOUND = capture.Captured(
+        "records",
+        1.0,
+        "/x-before.pcap",
+        "/x-after.pcap",
+        Tapped({"lan0": 2}, {}, 0, False),
+        Tapped({}, {}, 0, False),
+        (),
+    )
+    BOTH = msgspec.structs.replace(FOUND, after_packets=Tapped({"wan": 2}, {"wan": 1}, 3, True), carried_by=("a: b",))
+
+    @pytest.mark.parametrize(
+        ("found", "code", "words"),
+        [
+            (BOTH, 0, "after encryption: in 1 on wan; out 2 on wan (full: there were more) (3 more came too fast)"),
+            (FOUND, exits.NOTHING_CAPTURED, "Nothing went into a tunnel: `cpe-agent status` says whether one is up."),
+            (capture.NoPair("van-1 has no pair 'x': it has y"), exits.BAD_DATA, "van-1 has no pair 'x': it has y."),
+            (
+                comparison.NoDocument("never accepted one"),
+                exits.NOT_VERIFIED,
+                "nothing to capture: never accepted one.",
+            ),
+            (EdgeError("capture", "open", "run it as root"), exits.NO_PERMISSION, "run it as root."),
+            (EdgeError("capture", "write", "/x cannot be made: it is full"), exits.CANNOT_WRITE, "cannot be made"),
+            (EdgeError("capture", "lan0", "nothing can be captured"), exits.UNAVAILABLE, "nothing can be captured."),
+        ],
+    )
+    def test_what_became_of_it(
+        self,
+        config: str,
+        monkeypatch: pytest.MonkeyPatch,
+        capsys: pytest.CaptureFixture[str],
+        found: capture.Captured | Exception,
+        code: int,
+        words: str,
+    ) -> None:
+        def captured(settings: Settings, pair: str, bounds: capture.Bounds, directory: Path) -> capture.Captured:
+            assert (pair, bounds, directory) == ("records", capture.Bounds(2.5, 7, True), Path("/x"))
+            if isinstance(found, Exception):
+                raise found
+            return found
+
+        monkeypatch.setattr(capture, "capture", captured)
+        options = ["--seconds", "2.5", "--packets", "7", "--whole", "-o", "/x", "-c", config]
+        assert cli.main(["capture", "records", *options]) == code
+        said = capsys.readouterr()
+        assert words in said.out + said.err
+
+    @pytest.mark.parametrize("options", [["--seconds", "0"], ["--packets", "100000000"], ["--seconds", "soon"], []])
+    def test_bounds_that_are_none(self, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["capture", *(["records", *options] if options else [])])
+        assert caught.value.code == exits.USAGE

@@ -6,15 +6,16 @@ import ast
 import io
 import json
 import logging
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import structlog
 
-from cpe_agent.log import EVENTS, FIELDS, configure, events_page, get_logger
+from cpe_agent.log import EVENTS, FIELDS, PRIORITIES, configure, events_page, get_logger
 
 ROOT = Path(__file__).parent.parent
 CODE = ROOT / "cpe_agent"
@@ -134,6 +135,64 @@ def test_the_level_can_be_changed(said: io.StringIO) -> None:
     configure("json", "debug", said)
     log.debug("link_changed")
     assert [line["event"] for line in lines(said)] == ["link_changed"]
+
+
+def journal(monkeypatch: pytest.MonkeyPatch, form: Literal["json", "console"]) -> Iterator[str]:
+    """A pipe that systemd has said to be its journal's; what is read from it."""
+    reading, writing = os.pipe()
+    found = os.fstat(writing)
+    monkeypatch.setenv("JOURNAL_STREAM", f"{found.st_dev}:{found.st_ino}")
+    with open(writing, "w") as stream, open(reading) as lines:
+        configure(form, "debug", stream)
+        log.debug("link_changed")
+        log.info("path_up", path="a")
+        log.warning("path_down", path="two\nlines")
+        try:
+            raise ValueError("x")
+        except ValueError:
+            log.exception("target_failed")
+        log.critical("agent_stopped")
+        logging.getLogger("some.library").error("broken")
+        stream.close()
+        yield from lines.read().splitlines()
+
+
+def test_the_journal_gets_the_priority_of_each_event(monkeypatch: pytest.MonkeyPatch, said: io.StringIO) -> None:
+    found = list(journal(monkeypatch, "json"))
+    assert [line[:3] for line in found] == ["<7>", "<6>", "<4>", "<3>", "<2>", "<3>"]
+    # systemd takes the prefix off; the rest is one object.
+    events = [json.loads(line[3:]) for line in found]
+    assert [PRIORITIES[event["level"]] for event in events] == [7, 6, 4, 3, 2, 3]
+    assert events[2]["path"] == "two\nlines"
+
+
+def test_each_line_of_a_traceback_has_its_priority(monkeypatch: pytest.MonkeyPatch, said: io.StringIO) -> None:
+    found = list(journal(monkeypatch, "console"))
+    assert len(found) > 8 and all(re.match("<[2-7]>", line) for line in found)
+    assert len([line for line in found if line.startswith("<3>")]) > 3
+
+
+def test_whoever_is_not_the_journal_gets_none(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("JOURNAL_STREAM", "8:1234567")
+    with (tmp_path / "log").open("w+") as stream:
+        configure("json", "info", stream)
+        log.info("path_up")
+        stream.seek(0)
+        assert json.loads(stream.read())["event"] == "path_up"
+    configure("json", "info", said)
+    log.info("path_up")
+    assert lines(said)[0]["event"] == "path_up"
+
+
+def test_the_journal_knows_us_by_our_name() -> None:
+    """systemd calls a unit's lines by what it starts and takes the prefix off, unless it is told otherwise."""
+    unit = (ROOT / "systemd" / "cpe-agent.service").read_text()
+    assert re.search(r"^ExecStart=/usr/bin/cpe-agent run$", unit, re.MULTILINE)
+    told = dict(re.findall(r"^(Syslog\w+|StandardError)=(.*)$", unit, re.MULTILINE))
+    usual = {"SyslogIdentifier": "cpe-agent", "SyslogLevelPrefix": "yes", "StandardError": "journal"}
+    assert told.items() <= usual.items()
 
 
 def test_console_is_for_people(said: io.StringIO) -> None:

@@ -44,7 +44,12 @@ class Compiled(msgspec.Struct, frozen=True):
     claims: wanted_tunnels.Claims
     pairs: PairSets
     dataplane: Dataplane
-    conditions: tuple[Condition, ...]
+    obstacles: tuple[Condition, ...]  # whatever the pairs are
+    unasked: tuple[Condition, ...]
+
+    @property
+    def conditions(self) -> tuple[Condition, ...]:
+        return (*self.obstacles, *self.unasked)
 
 
 def compile_dataplane(
@@ -57,13 +62,13 @@ def compile_dataplane(
 
 def compile_next(before: Compiled | None, document: Document, links: Links, site: Site, ready: bool) -> Compiled:
     """The same, taking from `before` what has not changed. Raises `DocumentError`."""
-    uplinks, conditions = resolve(document, links)
-    bound = interfaces(document, links)
-    missing = [*lans.conditions(document, links)]
-    if site.backend is Backend.USERLAND and site.backend.device not in links.by_name:
-        # charon makes it when it starts, and only then: a charon that lives on without it carries nothing.
-        device = site.backend.device
-        missing.append(Condition("TunnelDeviceMissing", device, f"there is no {device}: charon must be restarted"))
+    alike = before is not None and before.site == site and _alike_but_for_pairs(before.document, document)
+    if before is not None and alike and before.links == links:
+        uplinks, bound, obstacles = before.uplinks, before.bound, before.obstacles
+    else:
+        uplinks, conditions = resolve(document, links)
+        bound = interfaces(document, links)
+        obstacles = (*conditions, *_missing(document, links, site))
     pairs = pair_sets(document.pairs, before.pairs if before else None)
     same = before if before is not None and before.document is document else None
     claims = same.claims if same else wanted_tunnels.selectors(document)
@@ -73,7 +78,7 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         bundles = wanted_tunnels.bundles(document, uplinks)
         probes = wanted_tunnels.probes(document, uplinks)
     asked, unasked = services(document, links, bundles)
-    if before is None or before.site != site or not _alike_but_for_pairs(before.document, document):
+    if before is None or not alike:
         table = ruleset(document, site.backend, pairs, ready and not document.drain, bound)
         before = None
     elif (before.ready, before.bound) != (ready, bound):
@@ -96,8 +101,16 @@ def compile_next(before: Compiled | None, document: Document, links: Links, site
         if site.backend is Backend.KERNEL:
             routing = msgspec.structs.replace(routing, policies=wanted_policies.block_policies(document))
     dataplane = Dataplane(tunnels, table, routing, probes, bundles, asked)
-    obstacles = (*conditions, *missing, *unasked)
-    return Compiled(document, links, site, ready, bound, uplinks, claims, pairs, dataplane, obstacles)
+    return Compiled(document, links, site, ready, bound, uplinks, claims, pairs, dataplane, obstacles, unasked)
+
+
+def _missing(document: Document, links: Links, site: Site) -> list[Condition]:
+    missing = [*lans.conditions(document, links)]
+    if site.backend is Backend.USERLAND and site.backend.device not in links.by_name:
+        # charon makes it when it starts, and only then: a charon that lives on without it carries nothing.
+        device = site.backend.device
+        missing.append(Condition("TunnelDeviceMissing", device, f"there is no {device}: charon must be restarted"))
+    return missing
 
 
 def _paths_alike(before: tuple[ResolvedUplink, ...], now: tuple[ResolvedUplink, ...]) -> bool:

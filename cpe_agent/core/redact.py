@@ -41,7 +41,7 @@ _LOOKS = (
 # NAME = value, NAME: value, "NAME": "value"; in URLs and on command lines too.
 _NAMED = re.compile(
     r"(?i)(\b[\w-]*(?:psk|secret|passwd|password|passphrase|token|api[_-]?key|private[_-]?key|credential)"
-    r"[\w-]*[\"']?\s*[:=]\s*)(\"[^\"\n]*\"|'[^'\n]*'|[^\s,;}\]]+)"
+    r"[\w-]*[\"']?\s*[:=]\s*)(?!(?:true|false|null|none|yes|no)\b)([\"']?)((?<=\")[^\"\n]*|(?<=')[^'\n]*|[^\s,;}\]\"']+)"
 )
 
 
@@ -62,8 +62,8 @@ class Secrets:
         for looks, kept in _LOOKS:
             text = looks.sub(_around(kept), text)
         # What is called a secret once is one wherever it stands.
-        named = {match[2].strip("\"'") for match in _NAMED.finditer(text)}
-        text = _NAMED.sub(_around(r"\1"), text)
+        named = {match[3] for match in _NAMED.finditer(text)}
+        text = _NAMED.sub(rf"\1\2{REMOVED}", text)
         for value in sorted(named, key=len, reverse=True):
             if len(value) >= NAMED_MIN_CHARS and value != REMOVED:
                 text = text.replace(value, REMOVED)

@@ -170,8 +170,8 @@ def _without_conflicts(document: Document, found: list[ResolvedUplink]) -> tuple
         lans += [(f"{name}'s LAN", network(subnet)) for subnet in peer.lans]
     for index, uplink in enumerate(found):
         for address in uplink.addresses.values():
+            link = ipaddress.ip_network(f"{address.address}/{address.prefix_length}", strict=False)
             for lan, subnet in lans:
-                link = ipaddress.ip_network(f"{address.address}/{address.prefix_length}", strict=False)
                 if link.version == subnet.version and link.overlaps(subnet):
                     bad.add(uplink.name)
                     reason = f"its network {link} overlaps {lan} ({subnet})"

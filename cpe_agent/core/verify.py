@@ -11,7 +11,7 @@ import difflib
 from collections.abc import Iterable, Iterator
 
 from cpe_agent.core.verify_tunnels import tunnels
-from cpe_agent.model.condition import Condition
+from cpe_agent.model.condition import Condition, Severity
 from cpe_agent.model.dataplane import Dataplane, NftChain, NftSet, Routes, Ruleset
 from cpe_agent.model.difference import Difference, Kind
 from cpe_agent.model.observed import Charon
@@ -35,7 +35,7 @@ def verify(
     """Everything that differs, by target. `obstacles`: why `wanted` could not be compiled in full, such as an uplink
     that is not there. `charon` None: it does not answer, `charon_error` says why. `strangers`: in words, what others
     hold where it could undo our routing."""
-    found = [Difference(LINKS, Kind.MISSING, f"{c.subject}: {c.reason}") for c in obstacles]
+    found = [Difference(LINKS, Kind.MISSING, f"{c.subject}: {c.reason}") for c in hindering(obstacles)]
     found += [Difference(RULES, kind, what) for kind, what in _rules(wanted.ruleset, ruleset)]
     found += [Difference(ROUTES, kind, what) for kind, what in _routes(wanted.routes, routes)]
     found += [Difference(ROUTES, Kind.FOREIGN, what) for what in strangers]
@@ -44,6 +44,11 @@ def verify(
     else:
         found += [Difference(TUNNELS, kind, what) for kind, what in tunnels(wanted.tunnels, wanted.bundles, charon)]
     return tuple(found)
+
+
+def hindering(conditions: Iterable[Condition]) -> tuple[Condition, ...]:
+    """Those that are in the way. That an uplink was found by itself is a remark, and takes nothing from anybody."""
+    return tuple(condition for condition in conditions if condition.severity is not Severity.OK)
 
 
 def structure(wanted: Ruleset, observed: Ruleset | None) -> tuple[tuple[Kind, str], ...]:

@@ -26,6 +26,7 @@ Rules are written exactly as `nft -s list` prints them, so that what is read bac
 from __future__ import annotations
 
 from cpe_agent.model.dataplane import IKE_BYTES_IN, IKE_BYTES_OUT, Backend, NftChain
+from cpe_agent.model.document import METRICS_PORT
 
 IP = {4: "ip", 6: "ip6"}
 ICMP = {4: "icmp", 6: "ipv6-icmp"}
@@ -33,7 +34,6 @@ ECHO_REPLY = {4: "icmp type echo-reply", 6: "icmpv6 type echo-reply"}
 ECHO = {4: "icmp type echo-request", 6: "icmpv6 type echo-request"}
 DROP_POLICY = "type filter hook {hook} priority filter; policy drop;"
 ACCEPT_POLICY = "type filter hook {hook} priority filter; policy accept;"
-METRICS_PORT = 9273
 # UDP header 8 bytes, then the non-ESP marker (4 zero bytes), initiator SPI (8), responder SPI (8, zero in IKE_SA_INIT).
 IKE_INIT = "udp dport 4500 @th,64,32 0x0 @th,160,64 0x0"
 # What the router spends on keeping its paths: IKE of any kind, and keepalives, which are one byte. Nothing is judged

@@ -20,6 +20,8 @@ from cpe_agent.model.document_check import port_range, protocol_number
 
 # To look up what touches a box takes about 1 ms among 10,000, to cut them all anew 100 ms.
 ONE_BY_ONE = 50
+# Compared as slices, pairs take a third of the time that they take one by one.
+TOGETHER = 256
 
 Nets = tuple[Range, Range]  # from, to
 
@@ -74,14 +76,20 @@ def pair_sets(pairs: tuple[Pair, ...], before: PairSets | None = None) -> PairSe
 
 def _changes(before: tuple[Pair, ...], after: tuple[Pair, ...]) -> tuple[set[Pair], set[Pair]]:
     """Pairs that are in one only. What both begin and end with is passed over."""
-    start, end = 0, 0
-    shorter = min(len(before), len(after))
-    while start < shorter and before[start] == after[start]:
-        start += 1
-    while end < shorter - start and before[-1 - end] == after[-1 - end]:
-        end += 1
-    old, new = set(before[start : len(before) - end]), set(after[start : len(after) - end])
-    return old - new, new - old
+    start = _alike(before, after)
+    old, new = before[start:], after[start:]
+    end = _alike(old[::-1], new[::-1])
+    gone, come = set(old[: len(old) - end]), set(new[: len(new) - end])
+    return gone - come, come - gone
+
+
+def _alike(one: tuple[Pair, ...], other: tuple[Pair, ...]) -> int:
+    """How many both begin with."""
+    shorter = min(len(one), len(other))
+    whole = 0
+    while whole < shorter and one[whole : whole + TOGETHER] == other[whole : whole + TOGETHER]:
+        whole += TOGETHER
+    return next((i for i in range(whole, shorter) if one[i] != other[i]), shorter)
 
 
 def _pair_set(before: PairSet, gone: set[Box], new: set[Box]) -> PairSet:

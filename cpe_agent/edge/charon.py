@@ -79,6 +79,8 @@ class CharonTunnels:
         self._backend = backend
         self.use_credentials(certificate_pem, key_pem, cas_pem)
         self._children: dict[str, tuple[LoadedChild, ...]] = {}
+        # All connections as they were listed last, by charon's bytes: nearly all say the same the next time.
+        self._listed: dict[bytes, Reply] = {}
         self._changed: set[str] = set()
         self._reads_left = 0
 
@@ -194,7 +196,7 @@ class CharonTunnels:
         known = {name: self._children[name] for name in wanted & set(self._children) - self._changed}
         unknown = wanted - set(known)
         if len(unknown) > LIST_SINGLY:
-            known = await self._list({})
+            known = await self._list({}, self._listed)
         else:
             for name in sorted(unknown):
                 known |= await self._list({"ike": name})
@@ -202,8 +204,10 @@ class CharonTunnels:
         self._changed.clear()
         return dict(known)
 
-    async def _list(self, which: Mapping[str, Outgoing]) -> dict[str, tuple[LoadedChild, ...]]:
-        listed = await self._vici.collect("list-conns", which, "list-conn")
+    async def _list(
+        self, which: Mapping[str, Outgoing], known: dict[bytes, Reply] | None = None
+    ) -> dict[str, tuple[LoadedChild, ...]]:
+        listed = await self._vici.collect("list-conns", which, "list-conn", known=known)
         return {name: _loaded_children(conn) for entry in listed for name, conn in _ours(entry)}
 
     async def _end(self, command: str, message: Mapping[str, Outgoing]) -> None:

@@ -8,12 +8,15 @@ tells of every change. While nothing is told that could concern us, what was rea
 | a route with our protocol number                | yes                   | if of a kind that we never add |
 | one put in another's place (nobody tells whose) | yes                   | if it is in our tables         |
 | any other route                                 | no                    | if it is in our tables         |
-| an address                                      | yes                   | no                             |
+| an address on lo; any that goes                 | yes                   | no                             |
+| one elsewhere that comes, or is prolonged       | no                    | no                             |
 | an IPsec policy of ours, or the loss of all     | yes                   | no                             |
 | a link (its routes go without a word), a rule   | yes                   | yes                            |
 | anything that was lost or is not understood     | yes                   | yes                            |
 
-Routes of others elsewhere, which a routing daemon may change all day, do not concern us.
+A link's last address takes routes along when it goes, without a word. One that comes takes nothing: an advertising
+router prolongs its hosts' addresses every few seconds. Nor do routes of others elsewhere concern us, which a routing
+daemon may change all day.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from cpe_agent.edge import routetable, xfrm
+from cpe_agent.edge.linkwatch import LOOPBACK_INDEX
 from cpe_agent.edge.strangers import TABLES
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL
 
@@ -46,6 +50,7 @@ _NLM_F_REPLACE = 0x100
 # rtmsg: family, two lengths, TOS, table, protocol, scope, type, flags.
 _PROTOCOL_AT, _TYPE_AT = 5, 7
 _RTMSG_BYTES = 12
+_ADDRESS = struct.Struct("=4xI")  # ifaddrmsg: the interface's index
 
 
 class News(NamedTuple):
@@ -110,7 +115,7 @@ def told(datagram: bytes) -> News:
         length, kind, flags, _, _ = _HEADER.unpack_from(datagram, offset)
         message = datagram[offset + _HEADER.size : offset + length]
         if kind in (_RTM_NEWADDR, _RTM_DELADDR):
-            ours = True
+            ours = ours or kind == _RTM_DELADDR or not _is_elsewhere(message)
         elif kind not in (_RTM_NEWROUTE, _RTM_DELROUTE) or len(message) < _RTMSG_BYTES:
             return News(True, True)
         else:
@@ -120,6 +125,11 @@ def told(datagram: bytes) -> News:
             others = others or ((replaces or odd or not is_ours) and routetable.table_of(message) in TABLES)
         offset += length + 3 & ~3
     return News(ours, others)
+
+
+def _is_elsewhere(address: bytes) -> bool:
+    """Not on lo, where ours are."""
+    return len(address) >= _ADDRESS.size and _ADDRESS.unpack_from(address)[0] != LOOPBACK_INDEX
 
 
 def _subscribed() -> socket.socket:

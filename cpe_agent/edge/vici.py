@@ -30,7 +30,7 @@ import math
 import select
 import socket
 import struct
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
@@ -76,6 +76,8 @@ CONNECT_RETRY_S = 0.02
 RECEIVE_BYTES = 64 * 1024
 
 _LENGTH = struct.Struct("!I")
+# (what was asked, payload) -> message.
+Decode = Callable[[str, bytes], Reply]
 
 
 @asynccontextmanager
@@ -105,13 +107,31 @@ class ViciClient:
         return reply
 
     async def collect(
-        self, command: str, message: Mapping[str, Outgoing] | None, event: str, *, timeout_s: float | None = None
+        self,
+        command: str,
+        message: Mapping[str, Outgoing] | None,
+        event: str,
+        *,
+        timeout_s: float | None = None,
+        known: dict[bytes, Reply] | None = None,
     ) -> list[Reply]:
         """What charon streams as `event` in answer to `command`, in order: list-sas with list-sa, and the like.
 
         All or nothing: a listing that breaks off raises, since half a listing read as a whole would prune what lives.
+        `known`: what was decoded of such a listing before, by its bytes, is not decoded again, which would take thirty
+        times as long; then it has what this one said.
         """
-        streamed, _ = await self._call(command, message, event, timeout_s)
+        if known is None:
+            return (await self._call(command, message, event, timeout_s))[0]
+        told: dict[bytes, Reply] = {}
+
+        def decode(op: str, payload: bytes) -> Reply:
+            reply = told[payload] = known.get(payload) or decode_message(op, payload)
+            return reply
+
+        streamed, _ = await self._call(command, message, event, timeout_s, decode)
+        known.clear()
+        known.update(told)
         return streamed
 
     @asynccontextmanager
@@ -143,14 +163,19 @@ class ViciClient:
             self._connection = None
 
     async def _call(
-        self, command: str, message: Mapping[str, Outgoing] | None, event: str | None, timeout_s: float | None
+        self,
+        command: str,
+        message: Mapping[str, Outgoing] | None,
+        event: str | None,
+        timeout_s: float | None,
+        decode: Decode = decode_message,
     ) -> tuple[list[Reply], Reply]:
         packet = encode_request(command, message or {})
         with _bounded(command, self._timeout_s if timeout_s is None else timeout_s):
             async with self._turn:
                 connection = await self._ready_connection(command)
                 try:
-                    return await connection.exchange(command, packet, event)
+                    return await connection.exchange(command, packet, event, decode)
                 except ViciRefused:
                     raise
                 except BaseException:
@@ -221,8 +246,10 @@ class _Connection:
             raise ViciLost(op, f"unexpected packet type {kind} among events")
         return name, decode_message(op, payload)
 
-    async def exchange(self, command: str, packet: bytes, event: str | None) -> tuple[list[Reply], Reply]:
-        """Send one request and take its reply, with the events that charon streams before it."""
+    async def exchange(
+        self, command: str, packet: bytes, event: str | None, decode: Decode
+    ) -> tuple[list[Reply], Reply]:
+        """Send one request and take its reply, with the events (read by `decode`) that charon streams before it."""
         if event is not None:
             await self.subscribe(event)
             self._early.clear()
@@ -232,7 +259,7 @@ class _Connection:
             kind, _, payload = await self._receive(command)
             if kind != Packet.EVENT:
                 break
-            streamed.append(decode_message(command, payload))
+            streamed.append(decode(command, payload))
         if event is not None:
             await self._unsubscribe(event)
         if kind == Packet.CMD_UNKNOWN:

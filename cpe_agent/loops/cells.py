@@ -90,8 +90,7 @@ class Cells:
     clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets,
     duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); broken (loops.ipsec);
     active, moves, steering, measure, outages (loops.steering); usages, budgets, overhead (loops.metering); own_uplink
-    (loops.own_way); services (loops.services); taken_out (loops.drill); charon_care
-    (loops.charon_care)."""
+    (loops.own_way); services (loops.services); taken_out (loops.drill); charon_care (loops.charon_care)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)

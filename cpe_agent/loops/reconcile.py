@@ -26,7 +26,7 @@ from cpe_agent.core.health import State
 from cpe_agent.core.pathmtu import with_mtus
 from cpe_agent.core.return_routes import return_routes
 from cpe_agent.core.stale import stale
-from cpe_agent.core.verify import LINKS, ROUTES, RULES, TUNNELS
+from cpe_agent.core.verify import LINKS, ROUTES, RULES, TUNNELS, hindering
 from cpe_agent.core.wanted_ruleset import ruleset
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
@@ -133,7 +133,7 @@ class Reconciler:
                 if not self._only_rules_differ(plan):
                     self._routes_target.asked()
                     self._tunnels_target.asked()
-            self._links_target.seen(not plan.conditions)
+            self._links_target.seen(not hindering(plan.conditions))
             opening: Sequence[FirewallOp] = ()
             # Until the rules were looked at nobody knows that the door is locked, and routes would stop forwarding.
             if names & {"plan", RULES} or not self._closed:
@@ -304,6 +304,8 @@ class Reconciler:
                 try:
                     await self._tunnels_step()
                 except EdgeError as error:
+                    # When to look again was said by the last look that came to an end; from here on the retry says it.
+                    self._tunnels_wake_at = math.inf
                     self._tunnels_target.failed(error)
 
     async def _start_traffic(self, wanted: Tunnels) -> None:

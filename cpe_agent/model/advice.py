@@ -17,6 +17,7 @@ ADVICE: Mapping[str, str] = {
     "CaptivePortal": "",
     "CertificateExpiring": "",
     "CharonConflict": "",
+    "CharonFailed": "",
     "ClockUntrusted": "",
     "ClockWrong": "",
     "ControllerUnreachable": "nothing is lost meanwhile; look at the uplinks, then at the controller's machine",

@@ -19,6 +19,8 @@ SCHEMA = 1
 MAX_BYTES = 8 * 1024 * 1024
 # A path that loses more than this is bad for everybody: the limit of a class that names none.
 HEAVY_LOSS_PERCENT = 5.0
+# The port that `management.metrics_from` opens.
+METRICS_PORT = 9273
 # What is signed is this line and the document's exact bytes, so that no other signed thing can pass for a document.
 SIGNATURE_CONTEXT = b"cpe-document-v1\n"
 SIGNATURE_HEADER = "Cpe-Signature"

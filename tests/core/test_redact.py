@@ -92,6 +92,20 @@ def test_what_is_public_stays(text: str) -> None:
     assert Secrets([PEM, TOKEN]).redact(text) == text
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"credentials_loaded": True, "token": None, "x": 1},
+        {"psk": "correct horse battery", "more": ["a"]},
+        {"key": PEM},
+    ],
+)
+def test_json_stays_json(fields: dict[str, object]) -> None:
+    said = json.loads(Secrets([PEM]).redact(json.dumps(fields)))
+    assert said.keys() == fields.keys()
+    assert {name for name in fields if said[name] != fields[name]} == {"psk", "key"} & fields.keys()
+
+
 @given(st.text(max_size=80), st.text(max_size=80), st.integers(0, 1000))
 def test_whatever_stands_round_it(before: str, after: str, at: int) -> None:
     secrets = Secrets([PEM, TOKEN])

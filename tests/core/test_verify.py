@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cpe_agent.core.compile import compile_dataplane
 from cpe_agent.core.verify import verify
-from cpe_agent.model.condition import Condition
+from cpe_agent.model.condition import Condition, Severity
 from cpe_agent.model.dataplane import Dataplane, NftChain, NftSet, Route, Routes, Rule, Ruleset, stem_of
 from cpe_agent.model.difference import Difference, Kind
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
@@ -66,6 +66,10 @@ class TestInSync:
         obstacle = Condition("UplinkMissing", "lte", "there is no interface wwan0")
         told = verify(WANTED, (obstacle,), WANTED.ruleset, WANTED.routes, CHARON)
         assert told == (Difference("links", MISSING, "lte: there is no interface wwan0"),)
+
+    def test_an_uplink_that_was_found_by_itself_is_no_difference(self) -> None:
+        remark = Condition("UplinkFound", "lte", "uses wwan3, a cellular interface", Severity.OK)
+        assert verify(WANTED, (remark,), WANTED.ruleset, WANTED.routes, CHARON) == ()
 
 
 def with_set(name: str, **changes: object) -> Ruleset:

@@ -112,7 +112,7 @@ BRANCH = (
     Knock(LAN, BRANCH_HOST, BRANCH_LAN, ICMP, 0, True),
     Knock(LAN, BRANCH_HOST, BRANCH_LAN, TCP, 22, False),
     Knock(LAN, BRANCH_HOST, BRANCH_LAN, UDP, 4500, False),
-    # A renewal; before it has an address, a host asks from 0.0.0.0 (tests/edge/test_networkd.py).
+    # A renewal; before it has an address, a host asks from 0.0.0.0 (tests/docs/test_networkd.py).
     Knock(LAN, BRANCH_HOST, BRANCH_LAN, UDP, 67, True, sport=68),
     Knock(UPLINK, STRANGER, PUBLIC, UDP, 67, False, sport=68),
     Knock(TUNNEL, PROBE, "10.255.101.1", ICMP, 0, True),

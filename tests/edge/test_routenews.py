@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,10 @@ import trio.testing
 
 from cpe_agent.edge import ourroutes
 from cpe_agent.edge.netlink import LIST_AGAIN_S, Netlink
+from tests.lab.container import wait_until
+
+# Duplicate address detection takes a link-local address about two seconds.
+SETTLE_S = 20.0
 
 OURS, TABLE = "proto 155", "table 15500"
 
@@ -74,6 +79,7 @@ async def test_whatever_others_do_is_seen() -> None:
 async def test_others_routes_and_silence_cost_no_listing(
     monkeypatch: pytest.MonkeyPatch, autojump_clock: trio.testing.MockClock
 ) -> None:
+    _settle("news0", "news1")
     listings = 0
     read = ourroutes.read
 
@@ -88,6 +94,9 @@ async def test_others_routes_and_silence_cost_no_listing(
         for command, expected in (
             ("route add 10.78.1.0/24 dev news0 proto bird", 1),
             ("route del 10.78.1.0/24", 1),
+            # As an advertising router's hosts are told again and again.
+            ("address add fd78::9/64 dev news0 nodad valid_lft 300 preferred_lft 300", 1),
+            ("address replace fd78::9/64 dev news0 valid_lft 600 preferred_lft 600", 1),
             (f"route add 10.77.1.0/24 dev news0 {OURS} {TABLE}", 1),
             ("route show", 2),
         ):
@@ -97,3 +106,17 @@ async def test_others_routes_and_silence_cost_no_listing(
         await trio.sleep(LIST_AGAIN_S)
         await keeping.read()
         assert listings == 3
+
+
+def _settle(*names: str) -> None:
+    """Waits until the kernel has told all that it tells by itself of links that were just set up."""
+
+    def settled() -> bool:
+        listed = json.loads(subprocess.run(["ip", "-j", "address"], capture_output=True, check=True).stdout)
+        found = {link["ifname"]: link for link in listed}
+        addresses = [address for name in names for address in found[name]["addr_info"]]
+        return all(found[name]["operstate"] == "UP" and found[name]["addr_info"] for name in names) and not any(
+            address.get("tentative") for address in addresses
+        )
+
+    wait_until("the links have their addresses", settled, SETTLE_S)

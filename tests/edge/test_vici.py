@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from vici.protocol import Message, Packet
 
 from cpe_agent.edge.vici import Outgoing, ViciClient, ViciError, ViciLost, ViciRefused, open_vici, section, text, texts
-from cpe_agent.edge.vici_codec import decode_message, encode_request
+from cpe_agent.edge.vici_codec import Reply, decode_message, encode_request
 from cpe_agent.ports import EdgeError
 
 
@@ -173,6 +173,28 @@ async def test_collect_returns_all_streamed_in_order_and_unsubscribes() -> None:
         (Packet.CMD_REQUEST, "list-sas"),
         (Packet.EVENT_UNREGISTER, "list-sa"),
     ]
+
+
+async def test_what_a_listing_said_before_is_not_decoded_again() -> None:
+    async def script(charon: Scripted) -> None:
+        for second in ("2", "3"):
+            await charon.take()
+            await charon.send(CONFIRM)
+            await charon.take()
+            await charon.send(
+                event("list-conn", a={"version": "1"}) + event("list-conn", b={"version": second}) + reply()
+            )
+            await charon.take()
+            await charon.send(CONFIRM)
+
+    known: dict[bytes, Reply] = {}
+    async with scripted(script) as path, open_vici(path) as vici:
+        before = await vici.collect("list-conns", {}, "list-conn", known=known)
+        after = await vici.collect("list-conns", {}, "list-conn", known=known)
+    assert before == [{"a": {"version": "1"}}, {"b": {"version": "2"}}]
+    assert after == [{"a": {"version": "1"}}, {"b": {"version": "3"}}]
+    assert after[0] is before[0]
+    assert list(known.values()) == after, "what nobody says any more is forgotten"
 
 
 @pytest.mark.parametrize(

@@ -126,6 +126,9 @@ async def test_blackhole_of_the_active_uplink_and_its_healing(autojump_clock: Mo
         assert len(lines) == 7, lines
         assert world.carried() == ON_LTE
         assert {"PathDown wired.centre.wan", "PathDown wired.cloud.wan"} == set(await agent.conditions())
+        outages = (await agent.status()).outages
+        assert outages is not None and sum(outages.counts) == 3, "one of each bundle"
+        assert 3 * INTERVAL_S * MISSES < outages.sum_s < 3 * (DETECTION_S + 0.2)
 
         healed_at = trio.current_time()
         world.heal("wired")
@@ -133,6 +136,7 @@ async def test_blackhole_of_the_active_uplink_and_its_healing(autojump_clock: Mo
         back_at = max(line.at_s for line in world.story.events("path_up", healed_at))
         moved = world.story.events("bundle_moved", healed_at)
         assert len(moved) == 3 and all("reason=failback" in line.text for line in moved), moved
+        assert (await agent.status()).outages == outages, "a planned move is none"
         assert all(0 <= line.at_s - back_at - FAILBACK_S <= INTERVAL_S + 0.01 for line in moved), moved
         lines = [line for line in world.story.since(back_at, *KERNEL) if not _own_way(line)]
         expect(

@@ -35,7 +35,7 @@ HERE = frozenset(
 # Who runs the rest: a test, or a file with these words in it.
 BY_OTHERS = {
     "make demo": "tests/scenarios/test_documented.py::test_make_demo",
-    "make test": ".ci/run::make test",
+    "make test": ".ci/run::make test\n",
     "make lab": "tests/scenarios/test_documented.py::test_make_lab_and_what_it_says",
 }
 TOKEN = "cpe1.eyJu..."

@@ -139,9 +139,9 @@ def _delete_ip_rules(_lab: Lab, site: RunningSite, chance: random.Random) -> Non
 
 
 def _flush_a_table(_lab: Lab, site: RunningSite, chance: random.Random) -> None:
-    # A rule of ours leads into main, which is not ours.
-    tables = {str(rule["table"]) for rule in _own_rules(site)} - {"main", "254"}
-    site.run("ip", "route", "flush", "table", chance.choice(sorted(tables)))
+    # Of ours that hold something: to flush an empty one is an error to iproute2, and OWN is empty while no path is up.
+    tables = {str(route["table"]) for route in _listed(site, "route", "show", "table", "all", "protocol", "155")}
+    site.run("ip", "route", "flush", "table", chance.choice(sorted(tables - {"main", "254"})))
 
 
 def _delete_addresses(_lab: Lab, site: RunningSite, chance: random.Random) -> None:

@@ -20,6 +20,7 @@ from tests.lab.init import LOGS
 from tests.lab.lab import CONTROLLER_STATE, Lab
 from tests.lab.pace import patience
 from tests.lab.provision import CONTROLLER_PORT
+from tests.scenarios.conftest import wait_whole
 from tests.scenarios.looking import ask_status, data_plane
 from tests.scenarios.publishing import publish, served
 
@@ -41,6 +42,7 @@ FAULTS = {
 
 @pytest.mark.parametrize("fault", FAULTS)
 def test_that_a_controller_that_talks_nonsense_changes_nothing(lab: Lab, fault: str) -> None:
+    wait_whole(lab)
     before = data_plane(lab, SITE)
     version = watch.status(lab, SITE).document_version
     with lab.flow("hospital-1-host", "centre-server") as flow:
@@ -70,6 +72,7 @@ CLOCKS = {"in 1976": (-50 * YEAR_S, "ClockUntrusted"), "ten years ahead": (10 * 
 def test_that_a_start_with_a_wrong_clock_and_no_controller_goes_on_as_before(lab: Lab, clock: str) -> None:
     ahead_s, condition = CLOCKS[clock]
     box = lab.site(SITE)
+    wait_whole(lab)
     before = data_plane(lab, SITE)
     version = watch.status(lab, SITE).document_version
     try:

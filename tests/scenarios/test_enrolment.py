@@ -147,8 +147,10 @@ def test_a_clock_that_is_years_ahead_says_so_and_one_that_is_behind_lets_it_in(l
         offer(lab, token)
         report = watch.wait_for(lab, SITE, "its clock is wrong", has("ClockWrong"), TOLD_S)
         assert "set the clock" in report.conditions[0].reason
+        # The same box, with the same key: that it was let in already, and did not believe the server, is no harm.
         box.clock_ahead_s = -50 * YEAR_S
-        make_new(lab, SITE)
+        box.agent.restart()
+        watch.wait_for(lab, SITE, "it belongs to no site", lambda now: not now.site, TOLD_S)
         assert token_to_ping_s(lab, SITE, token, HOST, SERVER) > 0
         report = watch.wait_for(lab, SITE, "it knows", lambda now: not now.clock_trusted, TOLD_S)
         assert "has passed" in next(c.reason for c in report.conditions if c.type == "ClockUntrusted")

@@ -221,6 +221,22 @@ def test_that_a_session_comes_back_under_another_name(lab: Lab, site: RunningSit
     assert _uplink(watch.status(lab, SITE), "wired").interface == "wired"
 
 
+def test_that_a_modem_comes_back_under_another_name(lab: Lab, site: RunningSite) -> None:
+    gateway = str(site.uplink("lte").gateway)
+    _rename(site, "lte", "wwan3", gateway)
+    try:
+        watch.wait_for(lab, SITE, "it is used", lambda r: _uplink(r, "lte").interface == "wwan3", SECONDS)
+        watch.wait_all_up(lab, DIAL_S, [SITE])
+        assert ("UplinkFound", "lte") in _conditions(watch.status(lab, SITE))
+        site.uplink("wired").blackhole()
+        watch.wait_for(lab, SITE, "it carries", watch.carried("centre", uplink="lte"), SECONDS)
+    finally:
+        site.uplink("wired").heal()
+        _rename(site, "wwan3", "lte", gateway)
+    wait_home(lab)
+    assert _uplink(watch.status(lab, SITE), "lte").interface == "lte"
+
+
 def test_that_what_cannot_be_told_apart_is_not_used(lab: Lab, site: RunningSite) -> None:
     lte = site.uplink("lte")
     # A modem in the network of a LAN: the wired link goes on alone.
@@ -288,6 +304,14 @@ def _plug_in(lab: Lab, name: str, address: str, gateway: str) -> None:
     site.run("ip", "link", "set", name, "up")
     way = ["via", gateway] if gateway else []
     site.run("ip", "route", "add", "default", *way, "dev", name, "metric", "100")
+
+
+def _rename(site: RunningSite, old: str, new: str, gateway: str) -> None:
+    """It goes, and comes with the same lease: a modem that was plugged in again."""
+    site.run("ip", "link", "set", old, "down")
+    site.run("ip", "link", "set", old, "name", new)
+    site.run("ip", "link", "set", new, "up")
+    site.run("ip", "route", "add", "default", "via", gateway, "dev", new, "metric", "101")
 
 
 def _readdress(site: RunningSite, old: str, new: str) -> None:

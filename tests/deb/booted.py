@@ -1,0 +1,106 @@
+"""A clean Debian with our package, booted: systemd as process 1 of a process tree of its own, in a site of a lab.
+
+In: a lab, a site of it whose daemons do not run, and the tree (tests.deb.tree.installed), which is not changed: a layer
+in memory takes what is written. systemd has its own process ids, mounts, cgroups and host name, and the network of the
+site; the kernel is the lab's. Everything ends with the lab.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests.lab.container import Completed, LabError, Process, wait_until
+from tests.lab.init import LOGS
+from tests.lab.lab import Lab
+
+# Runs as the first process of its namespaces, in the lab's own tree of files.
+_SCRIPT = r"""
+set -e
+tree=$1 at=$2
+mkdir -p "$at"; mount -t tmpfs -o mode=755 layers "$at"; mkdir "$at/upper" "$at/work" "$at/root"
+mount -t overlay -o "lowerdir=$tree,upperdir=$at/upper,workdir=$at/work" root "$at/root"
+cd "$at/root"
+mount -t proc proc proc; mount -t sysfs sys sys; mount -t tmpfs -o mode=755 run run; mount -t tmpfs tmp tmp
+mount -t tmpfs -o mode=755 dev dev; mkdir dev/net dev/pts dev/shm
+for node in null:1:3 zero:1:5 full:1:7 random:1:8 urandom:1:9 tty:5:0 net/tun:10:200; do
+    IFS=: read -r name major minor <<<"$node"; mknod -m 666 "dev/$name" c "$major" "$minor"
+done
+ln -s /proc/self/fd dev/fd; ln -s pts/ptmx dev/ptmx
+mount -t devpts -o newinstance,ptmxmode=666,mode=620 devpts dev/pts
+mount -t tmpfs -o mode=755 cgroup sys/fs/cgroup 2>/dev/null || true
+mount -t cgroup2 cgroup2 sys/fs/cgroup
+echo clean >/proc/sys/kernel/hostname
+# udev has no devices to look after here, and no consoles want a login.
+for unit in systemd-udevd.service systemd-udev-trigger.service getty.target console-getty.service; do
+    ln -sfn /dev/null "etc/systemd/system/$unit"
+done
+exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=lab LANG=C.UTF-8 \
+    unshare --root "$at/root" --wd / /lib/systemd/systemd --show-status=no --log-target=journal
+"""
+
+
+class Booted:
+    """`boot` returns when systemd has done what it starts."""
+
+    def __init__(self, lab: Lab, site: str, tree: Path) -> None:
+        self._lab, self._site, self._tree = lab, site, tree
+        self._process: Process | None = None
+
+    def boot(self, timeout_s: float = 90.0) -> None:
+        spaces = ("--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child")
+        at = f"/run/{self._site}-root"
+        argv = ["unshare", *spaces, "/bin/bash", "-c", _SCRIPT, "boot", str(self._tree), at]
+        with open(self._lab.path(f"{LOGS}/{self._site}-systemd.log"), "ab") as log:
+            self._process = self._lab.container.spawn(argv, namespace=self._site, stdout=log)
+        try:
+            wait_until("systemd has booted", self._is_up, timeout_s, interval_s=0.5)
+        except LabError as error:
+            told = self._lab.path(f"{LOGS}/{self._site}-systemd.log").read_text(errors="replace")
+            raise LabError(f"{error}: {told[-1000:]} {self.shell('systemctl list-jobs', check=False).stdout}") from None
+
+    @property
+    def pid(self) -> int:
+        """systemd, inside the lab."""
+        assert self._process is not None
+        children = f"/proc/{self._process.pid}/task/{self._process.pid}/children"
+        return int(self._lab.run(self._site, "cat", children).stdout.split()[0])
+
+    def shell(self, command: str, *, timeout_s: float = 60.0, check: bool = True) -> Completed:
+        """As typed by root at this box."""
+        into = [
+            "nsenter",
+            "--target",
+            str(self.pid),
+            "--mount",
+            "--pid",
+            "--uts",
+            "--ipc",
+            "--cgroup",
+            "--root",
+            "--wd",
+        ]
+        words = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive; cd /root; "
+        argv = [*into, "/bin/bash", "-c", f"{words}{command}"]
+        return self._lab.run(self._site, *argv, timeout_s=timeout_s, check=check)
+
+    def shown(self, unit: str, name: str) -> str:
+        """A property of a unit."""
+        return self.shell(f"systemctl show --value -p {name} {unit}").stdout.strip()
+
+    def wait_shown(self, unit: str, name: str, expected: str, timeout_s: float) -> None:
+        def holds() -> bool:
+            return expected in self.shown(unit, name)
+
+        wait_until(f"{unit}: {name} has {expected!r}", holds, timeout_s, interval_s=0.2)
+
+    def put(self, file: Path, name: str) -> None:
+        """A file of this machine into root's home."""
+        into = self._lab.path(f"/proc/{self.pid}/root/root/{name}")
+        into.write_bytes(file.read_bytes())
+
+    def _is_up(self) -> bool:
+        try:
+            said = self.shell("systemctl is-system-running", check=False).stdout.strip()
+        except (LabError, IndexError):
+            return False
+        return said in ("running", "degraded")
