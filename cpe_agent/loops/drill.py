@@ -132,7 +132,8 @@ class Drills:
         if services:
             self._say(f"asking {', '.join(s.server for s in services)} {RATE} times a second through the tunnels")
         if unmeasured:
-            self._say(f"nothing can be told of packets of {', '.join(unmeasured)}: no pair of it has an echo probe")
+            why = "no pair of it has an echo probe; give a service of it a `probe` of kind icmp in network.yaml"
+            self._say(f"nothing can be told of packets of {', '.join(unmeasured)}: {why}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stream, sent)
             await trio.sleep(STEADY_S)
