@@ -158,7 +158,7 @@ class Drills:
         """The moves, and why it was put back early ("" if it was not)."""
         before = {name: path for name in outage.moving if (path := self._cells.active.value.get(name)) is not None}
         if not before:
-            return (), f"{', '.join(outage.moving)} is not carried by any path any more: the document or the links changed"
+            return (), f"{', '.join(outage.moving)} is not carried by any path any more: document or links changed"
         self._say(f"taking out {begun.kind} {begun.name}: {', '.join(outage.moving)} must leave")
         taken_at = trio.current_time()
         self._cells.taken_out.set(outage.paths)

@@ -69,7 +69,7 @@ def check(document: Document) -> None:
         if moment.tzinfo is None:
             raise DocumentError(field, f"{moment.isoformat()} has no time zone; write it as 2026-01-31T12:00:00Z")
         if moment.year > YEAR_MAX:
-            raise DocumentError(field, f"{moment.isoformat()} is too late; {YEAR_MAX} is the last year that is possible")
+            raise DocumentError(field, f"{moment.isoformat()} is too late; {YEAR_MAX} is the last possible year")
     if document.expires_at <= document.issued_at:
         raise DocumentError("expires_at", "is not after issued_at")
     _address("site_address", document.site_address)
