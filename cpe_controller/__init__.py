@@ -1,8 +1,8 @@
 """The controller: one `network.yaml` in, a signed document for every site out, served to the agents that ask for it.
 
 What a network is
-    fields, network    network.yaml -> Network, with errors that name the line and the field (parse, values, permits,
-                       pairs, overlaps)
+    fields, network    network.yaml -> Network, with errors that name the line and the field (parse, ways, values,
+                       permits, pairs, overlaps, hosts, syntax)
     addresses          which inner address has each site, uplink and endpoint?
     compile            Network -> one Document per site (pure); wording says in words what differs
 What gets in force, and when
@@ -21,5 +21,5 @@ What runs
     control, commands/ what operators may ask, over a socket or in their own process; audit keeps who did
     setup, backup      the state directory: made once, opened by every command, copied
     store/             the little that is remembered, behind an interface that etcd fits too
-    cli                the commands; the only place that prints (arguments, cloudinit)
+    cli                the commands; the only place that prints (arguments, screen, cloudinit)
 """

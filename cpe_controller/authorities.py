@@ -121,7 +121,7 @@ def new_server_certificate(
 def server_files(state_dir: Path, network: str, addresses: Sequence[str], now: dt.datetime) -> ServerFiles:
     """The server's certificate. Past half of its life it is renewed, if the root's key is here."""
     files = ServerFiles(*(state_dir / name for name in ("server.pem", "server.key", "root.pem", "sites.pem")))
-    spent = pki.half_spent(x509.load_pem_x509_certificate(read(files.certificate)), now)
+    spent = pki.half_spent(_certificates(files.certificate)[0], now)
     if spent and (state_dir / "root.key").exists():
         new_server_certificate(state_dir, root(state_dir), network, addresses, now)
     return files
@@ -160,21 +160,22 @@ def trusted(state_dir: Path) -> tuple[str, ...]:
 
 def pin(state_dir: Path) -> str:
     """By which a new box knows the root: the SHA-256 of its DER, in hex."""
-    return pki.fingerprint(x509.load_pem_x509_certificate(read(state_dir / "root.pem")))
+    return pki.fingerprint(_certificates(state_dir / "root.pem")[0])
 
 
 def _certificates(path: Path) -> list[x509.Certificate]:
     try:
-        return x509.load_pem_x509_certificates(read(path))
+        return pki.certificates(read(path))
     except ValueError as error:
-        raise SetupError(f"{path} cannot be used: {error}") from error
+        raise SetupError(f"{path} {error}") from error
 
 
 def _authority(key: Path, certificate: Path) -> pki.Authority:
     try:
-        loaded = pki.Authority(pki.load_key(read(key)), x509.load_pem_x509_certificate(read(certificate)))
+        private = pki.load_key(read(key))
     except ValueError as error:
-        raise SetupError(f"{key} with {certificate} cannot be used: {error}") from error
+        raise SetupError(f"{key} {error}") from error
+    loaded = pki.Authority(private, _certificates(certificate)[0])
     if loaded.key.public_key() != loaded.certificate.public_key():
         raise SetupError(
             f"{key} is not the key of {certificate}; run `cpe-controller renew`, or put the right one there"

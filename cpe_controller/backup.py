@@ -11,11 +11,13 @@ by their certificates; revoke again whom you revoked.
 from __future__ import annotations
 
 import datetime as dt
+import gzip
 import io
 import sqlite3
 import tarfile
 import tempfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from pathlib import Path
 
@@ -23,9 +25,9 @@ import msgspec
 
 from cpe_controller import audit
 from cpe_controller.authorities import NEXT_CERTIFICATE
-from cpe_controller.files import SetupError, save
+from cpe_controller.files import SetupError, read, save
 from cpe_controller.publish import ROLLOUT, WAITING
-from cpe_controller.setup import NEXT_KEY, SETUP, STORE, Setup, opened
+from cpe_controller.setup import NEXT_KEY, SETUP, STORE, Setup, has_store, opened
 from cpe_controller.store import MAX_WRITES, Store, Write
 
 # Name -> mode. signing.key is left out where it is not held.
@@ -62,10 +64,11 @@ def backup(state_dir: Path, file: Path, by: str) -> tuple[str, ...]:
 
 
 def restore(file: Path, state_dir: Path, now: dt.datetime, by: str) -> Setup:
-    """Raises SetupError; a directory that holds a controller is left alone."""
-    if (state_dir / STORE).exists():
+    """Raises SetupError; a directory that holds a controller, or keys that the backup does not, is left alone."""
+    if has_store(state_dir):
         raise SetupError(f"{state_dir} holds a controller; restore into another directory, or move that one away")
     contents = _unpacked(file)
+    _refuse_other_keys(state_dir, contents)
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
     except OSError as error:
@@ -79,6 +82,16 @@ def restore(file: Path, state_dir: Path, now: dt.datetime, by: str) -> Setup:
         setup = _in_new_epoch(store, setup, now)
         audit.append(store, now, by, "restore", {"from": str(file), "epoch": str(setup.epoch)})
     return setup
+
+
+def _refuse_other_keys(state_dir: Path, contents: Mapping[str, bytes]) -> None:
+    """A directory that has lost its store is mended in place, but no key is ever written over."""
+    for name in sorted(contents):
+        path = state_dir / name
+        if (name == "root.pem" or path.suffix == ".key") and path.exists() and read(path) != contents[name]:
+            raise SetupError(
+                f"{path} is not the one of this backup; restore into another directory, or move {state_dir} away"
+            )
 
 
 def _in_new_epoch(store: Store, setup: Setup, now: dt.datetime) -> Setup:
@@ -119,8 +132,12 @@ def _unpacked(file: Path) -> dict[str, bytes]:
                 if entry.name not in (*FILES, STORE) or content is None:
                     raise SetupError(f"{file} is no backup of ours: it holds {entry.name!r}")
                 found[entry.name] = content.read()
-    except (OSError, EOFError, tarfile.TarError) as error:
-        raise SetupError(f"{file} cannot be read as a backup: {error}") from error
+    except (EOFError, tarfile.TarError, gzip.BadGzipFile, zlib.error):
+        raise SetupError(
+            f"{file} is no backup of ours, or is cut short: `cpe-controller backup FILE` makes one"
+        ) from None
+    except OSError as error:
+        raise SetupError(f"{file} cannot be read: {error.strerror or error}") from error
     missing = [name for name in (*FILES, STORE) if name not in found and name not in _OPTIONAL]
     if missing:
         raise SetupError(f"{file} is no whole backup: {', '.join(missing)} is missing")

@@ -109,7 +109,9 @@ def ask(path: Path, command: Command) -> Answer | None:
         except (FileNotFoundError, ConnectionRefusedError):
             return None
         except PermissionError:
-            raise Refusal(f"{path} is not for this user: be root or in its group", 1) from None
+            raise Refusal(
+                f"{path} cannot be asked by this user: run this as root, or be in the controller's group", 1
+            ) from None
         except OSError as error:
             raise Refusal(f"{path} cannot be used: {error.strerror or error}", 1) from None
         # A controller that refuses does not read first: its words are waiting all the same.

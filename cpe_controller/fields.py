@@ -7,23 +7,66 @@ YAML's own ideas (`no` is false, 1:30 is 90) never change a name or an address.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import difflib
+from collections.abc import Callable, Iterator, Mapping
+from typing import ParamSpec, TypeVar
 
 import yaml
 
+from cpe_controller import syntax
+
 # libyaml where PyYAML has it: ten times as fast, which a network of 10,000 sites needs.
 _LOADER: type[yaml.SafeLoader] = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+# More at once nobody reads.
+MISTAKES_TOLD = 20
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 
 class NetworkError(Exception):
-    """A network.yaml that cannot be used: `line` (from 1), dotted `field` ("" for the whole file), `reason`."""
+    """A network.yaml that cannot be used: `line` (from 1; 0: there is none), dotted `field` ("" for the whole file),
+    `reason`. `others` are further mistakes of the same file, in its order; each is a line of the text."""
 
-    def __init__(self, source: str, line: int, field: str, reason: str) -> None:
-        super().__init__(f"{source}:{line}: {field}: {reason}" if field else f"{source}:{line}: {reason}")
+    def __init__(self, source: str, line: int, field: str, reason: str, others: tuple[NetworkError, ...] = ()) -> None:
+        where = f"{source}:{line}" if line else source
+        own = f"{where}: {field}: {reason}" if field else f"{where}: {reason}"
+        more = [f"and {len(others) - MISTAKES_TOLD + 1} more mistakes"] if len(others) >= MISTAKES_TOLD else []
+        super().__init__("\n".join([own, *map(str, others[: MISTAKES_TOLD - 1]), *more]))
         self.source = source
         self.line = line
         self.field = field
         self.reason = reason
+        self.others = others
+
+
+class Mistakes:
+    """What is wrong in places that have nothing to do with each other, so that one run tells all of it."""
+
+    def __init__(self) -> None:
+        self._found: list[NetworkError] = []
+
+    def of(self, instead: T, read: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What `read` gives; `instead`, if it finds a mistake: whoever goes on with that tells no consequences."""
+        try:
+            return read(*args, **kwargs)
+        except NetworkError as error:
+            self.note(error)
+            return instead
+
+    def note(self, error: NetworkError) -> None:
+        self._found += [error, *error.others]
+
+    def tell(self) -> None:
+        """Raises what was found, if anything was. A mistake in a template is one, however many sites are made of it."""
+        by_place: dict[tuple[int, str], NetworkError] = {}
+        for error in self._found:
+            by_place.setdefault((error.line, error.reason), error)
+        if not by_place:
+            return
+        first, *others = sorted(by_place.values(), key=lambda error: error.line)
+        alone = tuple(NetworkError(other.source, other.line, other.field, other.reason) for other in others)
+        raise NetworkError(first.source, first.line, first.field, first.reason, alone)
 
 
 class Field:
@@ -75,16 +118,22 @@ class Field:
         left.line = self.lines[self.path] = self.line
         return left
 
-    def record(self, required: tuple[str, ...], optional: tuple[str, ...]) -> Record:
-        """A mapping with known keys: any other, and any required one that is missing, is an error."""
-        found = self.mapping()
+    def record(self, required: tuple[str, ...], optional: tuple[str, ...], *, noted: Mistakes | None = None) -> Record:
+        """A mapping with known keys: any other, and any required one that is missing, is an error. With `noted`, who
+        reads goes on after a key that is only misspelt, as if it were not."""
+        found, mistakes = self.mapping(), Mistakes()
         known = (*required, *optional)
-        for key, field in found.items():
-            if key not in known:
-                raise field.error(f"is not known; use {', '.join(known)}")
+        for key in [key for key in found if key not in known]:
+            field = found.pop(key)
+            meant = next(iter(difflib.get_close_matches(key, known, 1)), None)
+            hint = f"did you mean {meant}?" if meant else f"use {', '.join(known)}"
+            (mistakes if noted is None else noted).note(field.error(f"is not known; {hint}"))
+            if meant is not None:
+                found.setdefault(meant, field)
         for key in required:
             if key not in found:
-                raise self.error(f"has no {key!r}; add it")
+                mistakes.note(self.error(f"has no {key!r}; add it"))
+        mistakes.tell()
         return Record(self, found)
 
     def sequence(self) -> list[Field]:
@@ -170,11 +219,11 @@ def read(text: str, source: str) -> Field:
     """The file's whole content as a field."""
     try:
         node = yaml.compose(text, Loader=_LOADER)
-    except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        raise NetworkError(source, mark.line + 1 if mark else 1, "", f"is no YAML: {error.problem}") from None
-    except (yaml.YAMLError, RecursionError) as error:
-        raise NetworkError(source, 1, "", f"is no YAML: {error}") from None
+    except yaml.YAMLError as error:
+        line, reason = syntax.explained(text, error)
+        raise NetworkError(source, line, "", f"is no YAML: {reason}") from None
+    except RecursionError:
+        raise NetworkError(source, 1, "", "is no YAML: brackets are nested too deep") from None
     if node is None:
         raise NetworkError(source, 1, "", "is empty; see configs/network.yaml for an example")
     return Field(source, "", node, {})

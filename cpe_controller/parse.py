@@ -8,19 +8,21 @@ where the file says them.
 from __future__ import annotations
 
 import ipaddress
+import urllib.parse
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Literal, cast
 
 from cpe_agent.model import document
 from cpe_controller import values
-from cpe_controller.fields import Field, Record, read
-from cpe_controller.network import Hub, Lan, Network, Site, Uplink
+from cpe_controller.fields import Field, Mistakes, Record, read
+from cpe_controller.network import Hub, Network, Site, Subnet
 from cpe_controller.overlaps import check_overlaps
 from cpe_controller.permits import ALL_BRANCHES, ALL_HUBS, permits, services
+from cpe_controller.ways import ways
 
 _SITE = ("uplinks", "lans")
 _HUB = ("dials", "drain", "hub_nat", "management")
+_NOBODY = document.Management()
 _TOP = (
     *("controllers", "lifetime_days", "on_expiry", "probe", "policy", "ipsec", "classes", "management"),
     *("rollout", "templates", "branches", "services", "permits"),
@@ -30,67 +32,98 @@ _TOP = (
 def parse(text: str, source: str = "network.yaml") -> Network:
     """`source` is how errors call the file."""
     whole = read(text, source)
-    top = whole.record(("network", "overlay", "hubs"), _TOP)
-    name = values.named(top["network"], top["network"].text())
-    probe = values.probings(top.get("probe"))
-    management = values.management(top.get("management"), document.Management())
-    templates = top.mapping("templates")
-    hubs = _hubs(top["hubs"], templates, probe, management)
-    branches = _branches(top, templates, probe, management, {hub.name for hub in hubs})
-    overlay = values.subnet(top["overlay"])
+    mistakes = Mistakes()
+    top = whole.record(("network", "overlay", "hubs"), _TOP, noted=mistakes)
+    name = mistakes.of("", _name, top["network"])
+    probe = mistakes.of(values.PROBING, values.probings, top.get("probe"))
+    management = mistakes.of(_NOBODY, values.management, top.get("management"), _NOBODY)
+    templates = mistakes.of({}, top.mapping, "templates")
+    hubs = mistakes.of((), _hubs, top["hubs"], templates, probe, management, mistakes)
+    branches = mistakes.of((), _branches, top, templates, probe, management, mistakes)
+    overlay = mistakes.of(None, values.machines, top["overlay"])
+    controllers = mistakes.of((), _controllers, top)
+    ipsec = mistakes.of(document.Ipsec(), values.ipsec, top.get("ipsec"))
+    policy = mistakes.of(document.Policy(), values.policy, top.get("policy"))
+    lifetime_days = mistakes.of(0, values.lifetime_days, top.get("lifetime_days"))
+    on_expiry = mistakes.of("keep", _on_expiry, top.get("on_expiry"))
+    # What is found from here on may only be a consequence of those.
+    mistakes.tell()
+    assert overlay is not None
     check_overlaps(overlay, (*hubs, *branches), source, whole.lines)
+    mistakes.of(None, _check_controllers, top, overlay, branches)
     uplinks = {text for site in (*hubs, *branches) for uplink in site.uplinks for text in (uplink.name, uplink.kind)}
-    classes = values.classes(top.mapping("classes"), uplinks)
-    known = services(top.mapping("services"), hubs)
-    on_expiry = top.get("on_expiry")
+    classes = mistakes.of({}, values.classes, top.mapping("classes"), uplinks)
+    canaries = mistakes.of((), _canaries, top.get("rollout"), branches)
+    known = services(top.mapping("services"), hubs, mistakes)
+    mistakes.tell()
+    permitted = permits(top.get("permits"), (*hubs, *branches), known, classes, mistakes)
+    mistakes.tell()
     return Network(
         name=name,
         overlay=overlay,
-        controllers=tuple(values.url(field) for field in top.items("controllers")),
+        controllers=controllers,
         hubs=hubs,
         branches=branches,
         services=tuple(known.values()),
-        permits=permits(top.get("permits"), (*hubs, *branches), known, classes),
+        permits=permitted,
         classes=classes,
-        ipsec=values.ipsec(top.get("ipsec")),
-        policy=values.policy(top.get("policy")),
-        canaries=_canaries(top.get("rollout"), branches),
-        lifetime_days=values.lifetime_days(top.get("lifetime_days")),
-        on_expiry=cast(Literal["keep", "block"], on_expiry.choice("keep", "block")) if on_expiry else "keep",
+        ipsec=ipsec,
+        policy=policy,
+        canaries=canaries,
+        lifetime_days=lifetime_days,
+        on_expiry=on_expiry,
         source=source,
         lines=whole.lines,
     )
 
 
+def _name(field: Field) -> str:
+    return values.named(field, field.text())
+
+
+def _on_expiry(field: Field | None) -> Literal["keep", "block"]:
+    return "keep" if field is None else cast(Literal["keep", "block"], field.choice("keep", "block"))
+
+
 def _hubs(
-    field: Field, templates: Mapping[str, Field], probe: Mapping[str, document.Probing], management: document.Management
+    field: Field,
+    templates: Mapping[str, Field],
+    probe: Mapping[str, document.Probing],
+    management: document.Management,
+    mistakes: Mistakes,
 ) -> tuple[Hub, ...]:
-    found = {name: _filled(hub, templates) for name, hub in field.mapping().items()}
-    if not found:
+    written = field.mapping()
+    if not written:
         raise field.error("lists no hub; at least one is needed")
-    for name, hub in found.items():
-        _site_name(hub, name)
-    records = {
-        name: hub.record((*_SITE, "endpoints"), ("dials", "drain", "hub_nat", "management"))
-        for name, hub in found.items()
-    }
-    endpoints = {name: _endpoints(record["endpoints"]) for name, record in records.items()}
-    _check_endpoints(records, endpoints)
-    dials = _dials(records)
-    return tuple(
-        Hub(
-            name=name,
-            field=record.whole.path,
-            uplinks=_uplinks(record["uplinks"], probe),
-            lans=_lans(record["lans"]),
-            management=values.management(record.get("management"), management),
-            endpoints=endpoints[name],
-            dials=dials[name],
-            drain=record.boolean("drain"),
-            hub_nat=record.boolean("hub_nat"),
+    read = {name: mistakes.of(None, _hub_record, name, hub, templates, mistakes) for name, hub in written.items()}
+    records = {name: record for name, record in read.items() if record is not None}
+    endpoints = {name: mistakes.of((), _endpoints, record["endpoints"]) for name, record in records.items()}
+    mistakes.of(None, _check_endpoints, records, endpoints)
+    # Of a hub that could not be read others may well be told that they know no such hub.
+    dials = mistakes.of({}, _dials, records) if len(records) == len(written) else {}
+    hubs = []
+    for name, record in records.items():
+        uplinks, lans = ways(record, probe, mistakes)
+        hubs.append(
+            Hub(
+                name=name,
+                field=record.whole.path,
+                uplinks=uplinks,
+                lans=lans,
+                management=mistakes.of(management, values.management, record.get("management"), management),
+                endpoints=endpoints[name],
+                dials=dials.get(name, ()),
+                drain=mistakes.of(False, record.boolean, "drain"),
+                hub_nat=mistakes.of(False, record.boolean, "hub_nat"),
+            )
         )
-        for name, record in records.items()
-    )
+    return tuple(hubs)
+
+
+def _hub_record(name: str, hub: Field, templates: Mapping[str, Field], mistakes: Mistakes) -> Record:
+    _site_name(hub, name)
+    whole = _filled(hub, templates)
+    return whole.record((*_SITE, "endpoints"), ("dials", "drain", "hub_nat", "management"), noted=mistakes)
 
 
 def _branches(
@@ -98,17 +131,25 @@ def _branches(
     templates: Mapping[str, Field],
     probe: Mapping[str, document.Probing],
     management: document.Management,
-    hubs: set[str],
+    mistakes: Mistakes,
 ) -> tuple[Site, ...]:
+    hubs = set(top["hubs"].mapping()) if top["hubs"].is_mapping() else set()
     branches = []
     for name, field in top.mapping("branches").items():
-        _site_name(field, name)
-        if name in hubs:
-            raise field.error("is the name of a hub too; give one of them another name")
-        record = _filled(field, templates).record(_SITE, ("management",))
-        own = values.management(record.get("management"), management)
-        branches.append(Site(name, record.whole.path, _uplinks(record["uplinks"], probe), _lans(record["lans"]), own))
+        record = mistakes.of(None, _branch_record, name, field, templates, hubs, mistakes)
+        if record is not None:
+            own = mistakes.of(management, values.management, record.get("management"), management)
+            branches.append(Site(name, record.whole.path, *ways(record, probe, mistakes), own))
     return tuple(branches)
+
+
+def _branch_record(
+    name: str, field: Field, templates: Mapping[str, Field], hubs: set[str], mistakes: Mistakes
+) -> Record:
+    _site_name(field, name)
+    if name in hubs:
+        raise field.error("is the name of a hub too; give one of them another name")
+    return _filled(field, templates).record(_SITE, ("management",), noted=mistakes)
 
 
 def _canaries(field: Field | None, branches: tuple[Site, ...]) -> tuple[str, ...]:
@@ -149,7 +190,7 @@ def _endpoints(field: Field) -> tuple[tuple[str, str], ...]:
     endpoints = []
     for name, endpoint in field.mapping().items():
         values.named(endpoint, name)
-        endpoints.append((name, values.host(endpoint.record(("address",), ())["address"])))
+        endpoints.append((name, values.public_host(endpoint.record(("address",), ())["address"])))
     if not endpoints:
         raise field.error("lists no endpoint; branches need at least one to dial")
     return tuple(endpoints)
@@ -194,62 +235,20 @@ def _dials(records: Mapping[str, Record]) -> dict[str, tuple[str, ...]]:
     return {name: tuple(listed) for name, listed in dials.items()}
 
 
-def _uplinks(field: Field, probe: Mapping[str, document.Probing]) -> tuple[Uplink, ...]:
-    uplinks = []
-    for position, (name, uplink) in enumerate(field.mapping().items(), start=1):
-        values.named(uplink, name)
-        record = uplink.record(("kind",), ("priority", "interface", "mtu", "monthly_bytes", "budget_day", "probe"))
-        kind = cast(Literal["wired", "cellular"], record["kind"].choice("wired", "cellular"))
-        uplinks.append(
-            Uplink(
-                name=name,
-                kind=kind,
-                priority=record.integer("priority", position),
-                interface=record.text("interface"),
-                mtu=record["mtu"].integer() if "mtu" in record else None,
-                monthly_bytes=record["monthly_bytes"].integer() if "monthly_bytes" in record else None,
-                budget_day=record.integer("budget_day", 1),
-                probe=values.probing(record.get("probe"), probe[kind]),
-            )
-        )
-    if not uplinks:
-        raise field.error("lists no uplink; a site needs at least one")
-    return tuple(uplinks)
+def _controllers(top: Record) -> tuple[str, ...]:
+    return tuple(values.url(field) for field in top.items("controllers"))
 
 
-def _lans(field: Field) -> tuple[Lan, ...]:
-    lans: list[Lan] = []
-    behind: list[tuple[int, Field]] = []
-    for name, lan in field.mapping().items():
-        values.named(lan, name)
-        record = lan.record(("subnet",), ("interface", "via", "check"))
-        if "interface" not in record and "via" not in record:
-            raise lan.error("has neither interface nor via; say which interface it is on, or which router it is behind")
-        subnet = values.subnet(record["subnet"])
-        via, check = (
-            values.address(record[key], subnet.version) if key in record else None for key in ("via", "check")
-        )
-        if check is not None and ipaddress.ip_address(check) not in subnet:
-            raise record["check"].error(f"{check} is not in {subnet}; write a machine of this LAN that always answers")
-        if via is not None:
-            behind.append((len(lans), record["via"]))
-        lans.append(Lan(name, subnet, record.text("interface"), via, check))
-    direct = [lan for lan in lans if lan.via is None]
-    for position, field_of_via in behind:
-        lans[position] = _behind(lans[position], field_of_via, direct)
-    return tuple(lans)
-
-
-def _behind(lan: Lan, via: Field, direct: list[Lan]) -> Lan:
-    """The LAN with the interface on which its router is: that of the LAN which has the router's address."""
-    address = ipaddress.ip_address(via.text())
-    if address.is_link_local:
-        if lan.interface is None:
-            raise via.error(f"{address} is on every interface; write which is meant, as interface: lan0")
-        return lan
-    there = next((other for other in direct if address in other.subnet), None)
-    if there is None:
-        raise via.error(f"{address} is in no LAN that this site is on; add the LAN that the router is in")
-    if lan.interface not in (None, there.interface):
-        raise via.error(f"{address} is in LAN {there.name}, on {there.interface}; leave interface out")
-    return replace(lan, interface=there.interface)
+def _check_controllers(top: Record, overlay: Subnet, branches: tuple[Site, ...]) -> None:
+    """Sites reach it by their uplinks: never through a tunnel, so an address of a tunnel's far end is nobody's."""
+    inside = [(overlay, "overlay"), *((lan.subnet, f"{b.field}.lans.{lan.name}") for b in branches for lan in b.lans)]
+    for field in top.items("controllers"):
+        try:
+            address = ipaddress.ip_address(urllib.parse.urlsplit(field.text()).hostname or "")
+        except ValueError:
+            continue  # a host name
+        for subnet, whose in inside:
+            if address.version == subnet.version and address in subnet:
+                raise field.error(
+                    f"{address} is inside {subnet} of {whose}; write the address that all sites can reach"
+                )

@@ -14,7 +14,7 @@ from typing import Literal, cast
 from cpe_agent.model.document import Class, ServiceProbe
 from cpe_agent.model.document_check import admits, port_range, protocol_number
 from cpe_controller import values
-from cpe_controller.fields import Field, Record
+from cpe_controller.fields import Field, Mistakes, Record
 from cpe_controller.network import End, Hub, Permit, Service, Site, Subnet
 
 # In `permits`: every branch or hub, also those that are added later. No site may have such a name.
@@ -27,43 +27,63 @@ _STARTS = {"from": "from", "to": "to", "either": "either", "branch": "from", "se
 _NAMES_SHOWN = 12
 
 
-def services(fields: Mapping[str, Field], hubs: Sequence[Hub]) -> dict[str, Service]:
+def services(fields: Mapping[str, Field], hubs: Sequence[Hub], mistakes: Mistakes) -> dict[str, Service]:
     found: dict[str, Service] = {}
     for name, field in fields.items():
-        values.named(field, name)
-        record = field.record(("subnet",), ("at", "protocol", "ports", "probe"))
-        subnets = _subnets(record["subnet"], hubs)
-        serving = [hub.name for hub in hubs if all(_has(hub, subnet) for subnet in subnets)]
-        if not serving:
-            raise record["subnet"].error("no hub has all of these; make a service of each")
-        protocol, ports = _protocol(record, None, ())
-        probe = _probe(record["probe"], subnets, protocol, ports) if "probe" in record else None
-        service = Service(name, subnets, _at(record, serving, subnets), protocol, ports, probe)
-        _refuse_two_orders(field, service, found.values())
-        found[name] = service
+        service = mistakes.of(None, _service, name, field, hubs, found)
+        if service is not None:
+            found[name] = service
     return found
 
 
+def _service(name: str, field: Field, hubs: Sequence[Hub], others: Mapping[str, Service]) -> Service:
+    values.named(field, name)
+    record = field.record(("subnet",), ("at", "protocol", "ports", "probe"))
+    subnets = _subnets(record["subnet"], hubs)
+    serving = [hub.name for hub in hubs if all(_has(hub, subnet) for subnet in subnets)]
+    if not serving:
+        raise record["subnet"].error("no hub has all of these; make a service of each")
+    protocol, ports = _protocol(record, None, ())
+    probe = _probe(record["probe"], subnets, protocol, ports) if "probe" in record else None
+    service = Service(name, subnets, _at(record, serving, subnets), protocol, ports, probe)
+    _refuse_two_orders(field, service, others.values())
+    return service
+
+
 def permits(
-    field: Field | None, sites: Sequence[Site], known: Mapping[str, Service], classes: Mapping[str, Class]
+    field: Field | None,
+    sites: Sequence[Site],
+    known: Mapping[str, Service],
+    classes: Mapping[str, Class],
+    mistakes: Mistakes,
 ) -> tuple[Permit, ...]:
     by_name = {site.name: site for site in sites}
-    found: list[Permit] = []
     lines: dict[tuple[object, ...], int] = {}
-    for item in [] if field is None else field.sequence():
-        record = item.record(("from", "to"), ("initiator", "class", "protocol", "ports", "log"))
-        permit = _permit(item, record, by_name, known, classes)
-        for end in permit.ends:
-            for target in [permit.service.name] if permit.service else [(router,) for router in permit.routers]:
-                what = (end.site, end.lan, target, permit.protocol, permit.ports)
-                if what in lines:
-                    raise item.error(
-                        f"{_said(end)} to {target if isinstance(target, str) else target[0]} is permitted in line "
-                        f"{lines[what]} already; keep one (with initiator: either, if both may start)"
-                    )
-                lines[what] = item.line
-        found.append(permit)
-    return tuple(found)
+    items = [] if field is None else mistakes.of([], field.sequence)
+    read = [mistakes.of(None, _new_permit, item, by_name, known, classes, lines) for item in items]
+    return tuple(permit for permit in read if permit is not None)
+
+
+def _new_permit(
+    item: Field,
+    sites: Mapping[str, Site],
+    known: Mapping[str, Service],
+    classes: Mapping[str, Class],
+    lines: dict[tuple[object, ...], int],
+) -> Permit:
+    """`lines`: what was permitted before, and where."""
+    record = item.record(("from", "to"), ("initiator", "class", "protocol", "ports", "log"))
+    permit = _permit(item, record, sites, known, classes)
+    for end in permit.ends:
+        for target in [permit.service.name] if permit.service else [(router,) for router in permit.routers]:
+            what = (end.site, end.lan, target, permit.protocol, permit.ports)
+            if what in lines:
+                raise item.error(
+                    f"{_said(end)} to {target if isinstance(target, str) else target[0]} is permitted in line "
+                    f"{lines[what]} already; keep one (with initiator: either, if both may start)"
+                )
+            lines[what] = item.line
+    return permit
 
 
 def _subnets(field: Field, hubs: Sequence[Hub]) -> tuple[Subnet, ...]:

@@ -17,8 +17,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from cpe_controller.network import identity
@@ -153,10 +155,28 @@ def key_pem(key: Key) -> bytes:
 
 def load_key(pem: bytes) -> Key:
     """Raises ValueError if it is no unencrypted P-256 private key."""
-    key = serialization.load_pem_private_key(pem, None)
+    key = private_key(pem)
     if not isinstance(key, ec.EllipticCurvePrivateKey) or not isinstance(key.curve, ec.SECP256R1):
         raise ValueError("is no P-256 key")
     return key
+
+
+def private_key(pem: bytes) -> PrivateKeyTypes:
+    """Raises ValueError, in our words, if it is no unencrypted private key."""
+    try:
+        return serialization.load_pem_private_key(pem, None)
+    except TypeError:
+        raise ValueError("is encrypted; store it without a password") from None
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("is no private key: it begins with -----BEGIN PRIVATE KEY-----") from None
+
+
+def certificates(pem: bytes) -> list[x509.Certificate]:
+    """At least one, or ValueError in our words."""
+    try:
+        return x509.load_pem_x509_certificates(pem)
+    except ValueError:
+        raise ValueError("is no certificate: it begins with -----BEGIN CERTIFICATE-----") from None
 
 
 def certificate_pem(certificate: x509.Certificate) -> bytes:

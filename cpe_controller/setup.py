@@ -11,8 +11,6 @@ Made once by `init_state`; private keys are readable by their owner only. What t
 from __future__ import annotations
 
 import datetime as dt
-import ipaddress
-import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,11 +19,12 @@ from pathlib import Path
 import msgspec
 
 from cpe_agent.model.document import NAME, SigningKey, Trust
-from cpe_controller import audit, authorities, pki, standing
+from cpe_controller import audit, authorities, pki, standing, syntax
 from cpe_controller.change import Change, plan, signed
 from cpe_controller.enrolment import Vouching
 from cpe_controller.fields import NetworkError
 from cpe_controller.files import SetupError, read, save
+from cpe_controller.hosts import host_flaw
 from cpe_controller.network import Network
 from cpe_controller.parse import parse
 from cpe_controller.publish import Applied, commit
@@ -39,10 +38,6 @@ STORE = "store.sqlite"
 SETUP = "setup"
 # What signs documents once a rotation is finished.
 NEXT_KEY = "signing.next.key"
-
-_HOST_NAME = re.compile(
-    r"(?=.{1,253}\Z)(?:[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9](?:[a-z0-9-]{0,61}[a-z0-9])?\Z"
-)
 
 
 class Setup(msgspec.Struct, frozen=True):
@@ -74,6 +69,7 @@ def init_state(state_dir: Path, network: str, addresses: Sequence[str], port: in
     """Keys, certificates and an empty store for a new network. `addresses` are the server's host names and IPs."""
     setup = Setup(network, tuple(addresses), port, 1, enrol_port)
     _check_init(setup)
+    _refuse_lost_store(state_dir)
     try:
         state_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         store = SqliteStore(state_dir / STORE)
@@ -125,14 +121,19 @@ def planned(
 def network_of(setup: Setup, text: str, source: str) -> Network:
     """The network that this text describes, if it is the one that is set up here."""
     network = parse(text, source)
-    if network.name != setup.network:
-        reason = f"is {network.name!r}, but this controller holds the network {setup.network!r}"
-        raise NetworkError(source, network.lines["network"], "network", reason)
+    refuse_another(setup, network)
     return replace(network, controllers=network.controllers or setup.urls)
 
 
+def refuse_another(setup: Setup, network: Network) -> None:
+    if network.name != setup.network:
+        reason = f"is {network.name!r}, but this controller holds the network {setup.network!r}"
+        raise network.error_at("network", reason)
+
+
 def issue_site(state_dir: Path, site: str, by: str = "setup") -> tuple[bytes, bytes, bytes]:
-    """A new key and certificate for a site, and the authorities that it is to trust: three PEMs."""
+    """A new key and certificate for a site, and the authorities that it is to trust: three PEMs. Whether a network has
+    such a site is for who calls to ask."""
     if not NAME.match(site):
         raise SetupError(f"{site!r} is no site's name: use 1 to 40 of a-z, 0-9 and - (not first or last)")
     with opened(state_dir) as (store, setup):
@@ -186,17 +187,26 @@ def signer(state_dir: Path, key: Path | None = None) -> Signer:
     try:
         return Signer.from_pem(read(path))
     except ValueError as error:
-        raise SetupError(f"{path} cannot be used: {error}") from error
+        raise SetupError(f"{path} {error}") from error
+
+
+def has_store(state_dir: Path) -> bool:
+    """An empty file is none: SQLite would make a new store of it."""
+    path = state_dir / STORE
+    return path.exists() and path.stat().st_size > 0
 
 
 @contextmanager
 def opened(state_dir: Path) -> Iterator[tuple[Store, Setup]]:
     """The store of a finished state directory, and what is set up in it; closed at the end."""
     try:
-        there = (state_dir / STORE).exists()
+        there = has_store(state_dir)
     except PermissionError:
-        raise SetupError(f"{state_dir} is not for this user; run as root or as the controller's own user") from None
+        raise SetupError(
+            f"{state_dir} is not for this user: run this as root, or as the controller's own user"
+        ) from None
     if not there:
+        _refuse_lost_store(state_dir)
         how = f"cpe-controller --state {state_dir} init --name NETWORK --address HOST"
         raise SetupError(f"{state_dir} holds no controller; make one with: {how}")
     store = SqliteStore(state_dir / STORE)
@@ -219,23 +229,44 @@ def text_of(network_yaml: str | Path) -> tuple[str, str]:
 def read_network(path: Path) -> str:
     """The file's text. What cannot be read is a `NetworkError` of its own."""
     try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise NetworkError(str(path), 1, "", f"is no UTF-8 text: {error.reason}") from None
+        return syntax.decoded(path.read_bytes())
+    except syntax.NoText as error:
+        raise NetworkError(str(path), error.line, "", str(error)) from None
     except OSError as error:
-        raise NetworkError(str(path), 1, "", f"cannot be read: {error.strerror}") from None
+        raise NetworkError(str(path), 0, "", f"cannot be read: {error.strerror}") from None
+
+
+def make_place(directory: Path) -> None:
+    """The directory, but not what it is in: that is most likely a typing error."""
+    try:
+        directory.mkdir(exist_ok=True)
+    except FileNotFoundError:
+        raise SetupError(f"{directory} cannot be made: {directory.parent} is not there; make that first") from None
+    except OSError as error:
+        raise SetupError(f"{directory} cannot be made: {error.strerror}") from error
 
 
 def save_site(directory: Path, site: str, key: bytes, certificate: bytes, cas: bytes) -> tuple[Path, ...]:
     """What `issue_site` gave, as SITE.key, SITE.pem and root.pem."""
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise SetupError(f"{directory} cannot be made: {error.strerror}") from error
+    make_place(directory)
     paths = (directory / f"{site}.key", directory / f"{site}.pem", directory / "root.pem")
     for path, data, mode in zip(paths, (key, certificate, cas), (0o600, 0o644, 0o644), strict=True):
         save(path, data, mode)
     return paths
+
+
+def _refuse_lost_store(state_dir: Path) -> None:
+    """Keys without a store are a network's that has lost it: an `init` that was cut short leaves none without one."""
+    try:
+        left = [] if has_store(state_dir) else sorted(state_dir.glob("*.key")) + sorted(state_dir.glob("*.pem"))
+    except OSError as error:
+        raise SetupError(f"{state_dir} cannot be read: {error.strerror}") from error
+    if left:
+        raise SetupError(
+            f"{state_dir} holds the keys of a network ({', '.join(path.name for path in left)}), but its {STORE} is "
+            f"lost; nothing was changed: put {STORE} back, or bring the controller back from a backup with: "
+            f"cpe-controller --state {state_dir} restore FILE"
+        )
 
 
 def _check_init(setup: Setup) -> None:
@@ -244,12 +275,10 @@ def _check_init(setup: Setup) -> None:
     if not setup.addresses:
         raise SetupError("name at least one address at which agents reach the controller")
     for address in setup.addresses:
-        try:
-            ipaddress.ip_address(address)
-        except ValueError:
-            # `.cpe` names are sites': a server that had one could pass for a site.
-            if not _HOST_NAME.match(address) or address.endswith(".cpe"):
-                raise SetupError(f"{address!r} is no IP address or host name that a server can have") from None
+        # `.cpe` names are sites': a server that had one could pass for a site.
+        flaw = "ends as sites' names do; use another" if address.lower().endswith(".cpe") else host_flaw(address)
+        if flaw:
+            raise SetupError(f"--address: {address!r} {flaw}")
     for port in (setup.port, setup.enrolment_port):
         if not 1 <= port <= 65535:
             raise SetupError(f"{port} is no port; 1 to 65535 is possible")

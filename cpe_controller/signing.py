@@ -10,11 +10,12 @@ import base64
 import hashlib
 from dataclasses import dataclass
 
-from cryptography.exceptions import InvalidSignature
+from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from cpe_agent.model.document import SIGNATURE_CONTEXT, SigningKey
+from cpe_controller.pki import private_key
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Signer:
     @classmethod
     def from_pem(cls, pem: bytes) -> Signer:
         """Raises ValueError if it is no unencrypted Ed25519 private key."""
-        key = serialization.load_pem_private_key(pem, None)
+        key = private_key(pem)
         if not isinstance(key, Ed25519PrivateKey):
             raise ValueError("is no Ed25519 key")
         return cls.of(key)
@@ -52,7 +53,10 @@ class Signer:
 
 def public_key(pem: bytes) -> SigningKey:
     """Raises ValueError if it is no Ed25519 public key in PEM form."""
-    key = serialization.load_pem_public_key(pem)
+    try:
+        key = serialization.load_pem_public_key(pem)
+    except (ValueError, UnsupportedAlgorithm):
+        raise ValueError("it begins with -----BEGIN PUBLIC KEY-----") from None
     if not isinstance(key, Ed25519PublicKey):
         raise ValueError("is no Ed25519 key")
     return _public(key)

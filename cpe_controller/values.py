@@ -11,12 +11,16 @@ from collections.abc import Callable, Collection, Mapping
 from typing import Literal, cast
 
 from cpe_agent.model import document
+from cpe_agent.model.document_check import INTERFACE
 from cpe_controller.fields import Field
+from cpe_controller.hosts import THIS_NETWORK, dialled_flaw, host_flaw
 from cpe_controller.network import Subnet
 
 # Longer than a controller may be lost; shorter than a certificate lives (200 days).
 DEFAULT_LIFETIME_DAYS = 90
 MAX_LIFETIME_DAYS = 180
+# While a document is on trial a power cut takes it back, and a rollout waits: nobody means to for more than a day.
+CONFIRM_MAX_S = 86_400
 # A standby path on a metered uplink says something every two minutes: with two hubs, and the keepalives that carrier
 # NATs need in between, some 20 MB a month (tests/loops/standby.py). Every minute would be 30 MB.
 PROBING = {
@@ -35,14 +39,46 @@ def named(field: Field, name: str) -> str:
 def subnet(field: Field) -> Subnet:
     text = field.text()
     try:
-        return ipaddress.ip_network(text)
+        found = ipaddress.ip_network(text)
     except ValueError:
         pass
+    else:
+        if "/" not in text:
+            # Most often the length was forgotten, and a single machine would be all that may talk.
+            raise field.error(f"{text} has no length; write {text}/24, or {found} if that one machine is meant")
+        return found
     try:
         meant = ipaddress.ip_network(text, strict=False)
     except ValueError:
         raise field.error(f"{text!r} is no subnet; write it as 10.1.0.0/24") from None
     raise field.error(f"{text} is a machine's address in {meant}; write {meant}")
+
+
+def machines(field: Field) -> Subnet:
+    """A subnet that machines can be in."""
+    found = subnet(field)
+    first = found.network_address
+    if first.is_loopback or first.is_multicast or (found.version == 4 and (first.is_reserved or first in THIS_NETWORK)):
+        raise field.error(f"{found} is no range that machines can have addresses of; use one as in 10.1.0.0/24")
+    return found
+
+
+def interface(field: Field | None) -> str | None:
+    if field is None:
+        return None
+    text = field.text()
+    if not INTERFACE.match(text):
+        raise field.error(f"{text!r} is no interface name; write 1 to 15 of letters, digits and _ . @ -")
+    return text
+
+
+def within_limits(field: Field | None, default: int, least: int, most: int) -> int:
+    if field is None:
+        return default
+    value = field.integer()
+    if not least <= value <= most:
+        raise field.error(f"is {value}; {least} to {most} is possible")
+    return value
 
 
 def address(field: Field, version: int) -> str:
@@ -58,29 +94,38 @@ def address(field: Field, version: int) -> str:
 
 def host(field: Field) -> str:
     """An address or a host name."""
-    text = field.text()
-    if any(c.isspace() or c in ",%#/" for c in text):
-        raise field.error(f"{text!r} is no address or host name; write one, as in 203.0.113.10")
-    return text
+    return _unless(field, host_flaw)
+
+
+def public_host(field: Field) -> str:
+    """One that can be dialled from elsewhere."""
+    return _unless(field, dialled_flaw)
 
 
 def url(field: Field) -> str:
+    """Where a controller is: https, a host and a port, and nothing else."""
     text = field.text()
+    malformed = field.error(f"{text!r} is no controller; write it as https://203.0.113.5:8443")
     try:
         parts = urllib.parse.urlsplit(text)
-        whole = parts.scheme == "https" and parts.hostname and parts.port != 0 and parts.path in ("", "/")
+        host, port = parts.hostname, parts.port
     except ValueError:
-        whole = False
-    if not whole or any(c.isspace() for c in text):
-        raise field.error(f"{text!r} is no controller; write it as https://203.0.113.5:8443")
+        raise malformed from None
+    if parts.scheme != "https" or not host or port == 0 or parts.path not in ("", "/"):
+        raise malformed
+    if any(c.isspace() or c in "?#" for c in text):
+        raise malformed
+    if parts.username is not None:
+        raise field.error(f"{text!r} names a user, and sites show certificates; leave out all up to the @")
+    if port is None:
+        raise field.error(f"{text!r} has no port; write the one of `init`, as in https://203.0.113.5:8443")
+    if flaw := host_flaw(host):
+        raise field.error(f"{host!r} {flaw}")
     return text.removesuffix("/")
 
 
 def lifetime_days(field: Field | None) -> int:
-    days = DEFAULT_LIFETIME_DAYS if field is None else field.integer()
-    if field is not None and not 1 <= days <= MAX_LIFETIME_DAYS:
-        raise field.error(f"is {days}; 1 to {MAX_LIFETIME_DAYS} is possible")
-    return days
+    return within_limits(field, DEFAULT_LIFETIME_DAYS, 1, MAX_LIFETIME_DAYS)
 
 
 def probings(field: Field | None) -> dict[str, document.Probing]:
@@ -120,7 +165,7 @@ def policy(field: Field | None) -> document.Policy:
     record = field.record((), ("failback_s", "confirm_s"))
     return document.Policy(
         failback_s=record.integer("failback_s", default.failback_s),
-        confirm_s=record.integer("confirm_s", default.confirm_s),
+        confirm_s=within_limits(record.get("confirm_s"), default.confirm_s, 1, CONFIRM_MAX_S),
     )
 
 
@@ -174,6 +219,13 @@ def overlap(one: Subnet, other: Subnet) -> bool:
 
 def within(inner: Subnet, outer: Subnet) -> bool:
     return inner.version == outer.version and inner.subnet_of(outer)  # type: ignore[arg-type]
+
+
+def _unless(field: Field, flaw_of: Callable[[str], str]) -> str:
+    text = field.text()
+    if flaw := flaw_of(text):
+        raise field.error(f"{text!r} {flaw}")
+    return text
 
 
 def _one_of(field: Field, known: Collection[str]) -> str:

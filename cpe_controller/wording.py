@@ -43,6 +43,11 @@ def introduction(document: Document) -> list[str]:
     ]
 
 
+def counted(number: int, one: str) -> str:
+    """1 hub, 2 hubs."""
+    return f"{number} {one}" if number == 1 else f"{number} {one}s"
+
+
 def _pairs(before: tuple[Pair, ...], after: tuple[Pair, ...]) -> Iterator[str]:
     old, new = ({pair.id: pair for pair in pairs} for pairs in (before, after))
     for name in old.keys() - new.keys() if old else ():

@@ -12,7 +12,7 @@ from pathlib import Path
 import msgspec
 
 from cpe_agent.model.document_check import decode
-from cpe_controller import audit, authorities, rolling, standing, tokens
+from cpe_controller import audit, authorities, rolling, setup, standing, tokens
 from cpe_controller.change import DOCUMENTS, Published, in_force
 from cpe_controller.commands import Answer, Drain, Replace, Revoke, Token, applying
 from cpe_controller.files import SetupError
@@ -24,7 +24,7 @@ HOURS_MAX = 24 * 90
 
 
 def token(state_dir: Path, store: Store, told: Setup, command: Token, by: str) -> Answer:
-    _known(store, command.site)
+    known(store, command.site)
     stands = standing.of(store, command.site)
     how = f"`cpe-controller replace {command.site}` gives its place to another box"
     if stands.revoked:
@@ -34,23 +34,32 @@ def token(state_dir: Path, store: Store, told: Setup, command: Token, by: str) -
     return _new_token(state_dir, store, told, command.site, stands, command.hours, by)
 
 
+def certificate(state_dir: Path, store: Store, site: str, out: Path, by: str) -> tuple[Path, ...]:
+    """The files of a site that cannot enrol, in `out`."""
+    known(store, site)
+    if standing.of(store, site).revoked:
+        raise SetupError(f"{site} is revoked; `cpe-controller replace {site}` gives its place to another box")
+    setup.make_place(out)
+    return setup.save_site(out, site, *setup.issue_site(state_dir, site, by))
+
+
 def revoke(state_dir: Path, store: Store, told: Setup, command: Revoke, by: str) -> Answer:
-    _known(store, command.site)
+    known(store, command.site)
     audit.append(store, dt.datetime.now(dt.UTC), by, "revoke", {"site": command.site})
     standing.change(store, command.site, lambda now: msgspec.structs.replace(now, revoked=True))
     said = f"{command.site}: revoked; this controller refuses it from now on"
-    return _with(said, state_dir, store, told, by)
+    return _with(said, state_dir, store, told, by, f"revoke {command.site}")
 
 
 def replace(state_dir: Path, store: Store, told: Setup, command: Replace, by: str) -> Answer:
-    _known(store, command.site)
+    known(store, command.site)
     audit.append(store, dt.datetime.now(dt.UTC), by, "replace", {"site": command.site})
     stands = standing.change(
         store, command.site, lambda now: Standing(generation=now.generation + 1, drained=now.drained)
     )
     fresh = _new_token(state_dir, store, told, command.site, stands, command.hours, by)
     said = f"{command.site}: a new box may take its place; the one that had it is refused from now on"
-    published = _with(said, state_dir, store, told, by)
+    published = _with(said, state_dir, store, told, by, f"replace {command.site}")
     lines = published.lines
     if not rolling.settled(store):
         lines = (
@@ -67,10 +76,17 @@ def drain(state_dir: Path, store: Store, told: Setup, command: Drain, by: str) -
     others = [site for site in _hubs(store) if site != command.site and not standing.of(store, site).drained]
     if not command.back and not others:
         raise SetupError(f"{command.site} is the last hub that serves: undrain another first")
-    audit.append(store, dt.datetime.now(dt.UTC), by, "undrain" if command.back else "drain", {"site": command.site})
+    deed = "undrain" if command.back else "drain"
+    audit.append(store, dt.datetime.now(dt.UTC), by, deed, {"site": command.site})
     standing.change(store, command.site, lambda now: msgspec.structs.replace(now, drained=not command.back))
     said = "serves again" if command.back else "its branches are to leave it, make before break"
-    return _with(f"{command.site}: {said}", state_dir, store, told, by)
+    return _with(f"{command.site}: {said}", state_dir, store, told, by, f"{deed} {command.site}")
+
+
+def known(store: Store, site: str) -> None:
+    """Raises SetupError if no network that was applied has this site."""
+    if store.get(DOCUMENTS + site) is None:
+        raise SetupError(f"{site} is in no network that was applied here; add it to network.yaml and apply that first")
 
 
 def _hubs(store: Store) -> list[str]:
@@ -79,18 +95,13 @@ def _hubs(store: Store) -> list[str]:
     return [site for site, raw in found if raw and decode(raw).role == "hub"]
 
 
-def _with(said: str, state_dir: Path, store: Store, told: Setup, by: str) -> Answer:
+def _with(said: str, state_dir: Path, store: Store, told: Setup, by: str, what: str) -> Answer:
     """Tell the peers as well. That it cannot be done now takes nothing back."""
     try:
-        published = applying.again(state_dir, store, told, by, allow_mass_removal=True)
+        published = applying.again(state_dir, store, told, by, allow_mass_removal=True, what=what)
     except SetupError as error:
         return Answer((said, f"its peers are NOT told yet, and still accept it: {error}"), exit=1)
     return Answer((said, *published.lines), published.data)
-
-
-def _known(store: Store, site: str) -> None:
-    if store.get(DOCUMENTS + site) is None:
-        raise SetupError(f"{site} is in no network that was applied here; add it to network.yaml and apply that first")
 
 
 def _new_token(state_dir: Path, store: Store, told: Setup, site: str, stands: Standing, hours: int, by: str) -> Answer:

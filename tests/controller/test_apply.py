@@ -206,18 +206,44 @@ def test_the_commands(tmp_path: Path, text: str, capsys: pytest.CaptureFixture[s
     assert main([*state, "check", str(tmp_path / "none.yaml")]) == 2
     assert main([*state, "cert", "van-1", "--out", str(tmp_path / "out")]) == 0
     assert stat.S_IMODE((tmp_path / "out" / "van-1.key").stat().st_mode) == 0o600
-    assert main([*state, "cert", "van 1", "--out", str(tmp_path / "out")]) == 1
+    for site, out, says in (
+        ("van 1", "out", "in no network"),
+        ("nosuch", "new", "in no network"),
+        ("van-1", "none/out", "none is not there"),
+    ):
+        capsys.readouterr()
+        assert main([*state, "cert", site, "--out", str(tmp_path / out)]) == 1
+        assert says in capsys.readouterr().err
+    assert main([*state, "revoke", "van-1"]) == 0
+    assert main([*state, "cert", "van-1", "--out", str(tmp_path / "new")]) == 1
+    assert "cpe-controller replace van-1" in capsys.readouterr().err
+    assert not (tmp_path / "new").exists() and not (tmp_path / "none").exists()
     assert main([*state, "serve", "--listen", "192.0.2.1"]) == 1
     assert "cannot listen" in capsys.readouterr().err
     with pytest.raises(SystemExit) as usage:
         main(["serve", "--port", "70000"])
-    assert usage.value.code == 2
+    assert usage.value.code == 64
 
 
-@pytest.mark.parametrize("address", ["centre.blood.cpe", "a b", "", "-x", "a..b", "x" * 64])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "centre.blood.cpe",
+        "centre.blood.CPE",
+        "a b",
+        "",
+        "-x",
+        "a..b",
+        "x" * 64,
+        "999.1.1.1",
+        "0.0.0.0",
+        "x.example:8443",
+    ],
+)
 def test_the_server_has_a_name_of_its_own(tmp_path: Path, address: str) -> None:
-    with pytest.raises(setup.SetupError, match="host name that a server can have"):
+    with pytest.raises(setup.SetupError, match=r"--address: .*(write one|use another)"):
         setup.init_state(tmp_path / "state", "blood", [address])
+    assert not (tmp_path / "state").exists()
 
 
 def test_an_init_that_was_cut_short_starts_over(tmp_path: Path) -> None:
@@ -231,3 +257,55 @@ def test_an_init_that_was_cut_short_starts_over(tmp_path: Path) -> None:
     setup.init_state(state, "blood", ["127.0.0.1"])
     assert setup.apply(state, EXAMPLE).published
     assert msgspec.structs.asdict(setup.Setup("a", (), 1, 1))["epoch"] == 1
+
+
+def test_a_lost_store_costs_no_key(state: Path, tmp_path: Path) -> None:
+    """The root's key cannot be made again: every box would have to enrol anew."""
+    where = ["--state", str(state)]
+    assert main([*where, "backup", str(tmp_path / "backup")]) == 0
+    for path in state.glob(f"{setup.STORE}*"):
+        path.unlink()
+    keys = {path.name: path.read_bytes() for path in state.iterdir()}
+    for lost in ("gone", "empty"):
+        if lost == "empty":
+            (state / setup.STORE).touch()
+        with pytest.raises(setup.SetupError, match=r"store\.sqlite is lost; .* restore FILE"):
+            setup.init_state(state, "blood", ["127.0.0.1"])
+        with pytest.raises(setup.SetupError, match=r"store\.sqlite is lost"):
+            setup.apply(state, EXAMPLE)
+    assert {path.name: path.read_bytes() for path in state.iterdir()} == keys | {setup.STORE: b""}
+    # As it says: the backup mends it in place.
+    assert main([*where, "restore", str(tmp_path / "backup")]) == 0
+    assert (state / "root.key").read_bytes() == keys["root.key"]
+    assert setup.apply(state, EXAMPLE).published
+
+
+def test_a_restore_writes_over_no_other_key(state: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--state", str(state), "backup", str(tmp_path / "backup")]) == 0
+    other = tmp_path / "other"
+    setup.init_state(other, "blood", ["127.0.0.1"])
+    for path in other.glob(f"{setup.STORE}*"):
+        path.unlink()
+    before = {path.name: path.read_bytes() for path in other.iterdir()}
+    assert main(["--state", str(other), "restore", str(tmp_path / "backup")]) == 1
+    assert "not the one of this backup; restore into another directory" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in other.iterdir()} == before
+
+
+def test_check_says_what_apply_would(
+    state: Path, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "network.yaml"
+    file.write_text(text)
+    assert main(["--state", str(state), "check", str(file)]) == 0
+    assert "good: 2 hubs, 2 branches, 6 pairs" in capsys.readouterr().out
+    file.write_text(text.replace("network: blood ", "network: blodd "))
+    for command in ("check", "diff", "apply"):
+        assert main(["--state", str(state), command, str(file)]) == 2
+        assert f"{file}:5: network: is 'blodd', but this controller holds" in capsys.readouterr().err
+    # Without a controller at hand the name is as good as any.
+    assert main(["--state", str(tmp_path / "none"), "check", str(file)]) == 0
+    assert not (tmp_path / "none").exists()
+    file.write_text(text.partition("permits:")[0])
+    assert main(["--state", str(state), "check", str(file)]) == 0
+    assert "0 pairs\nbut nobody may talk" in capsys.readouterr().out

@@ -223,7 +223,7 @@ def test_a_mistake_in_a_site_or_service_is_named(good: str, bad: str, field: str
 
 def test_hundreds_of_pairs_per_branch_and_ten_thousand_on_a_hub() -> None:
     branches = "".join(
-        f"  b{n}: {{uplinks: {{a: {{kind: wired}}}}, lans: {{a: {{subnet: 10.{128 + n}.0.0/16, interface: a}}}}}}\n"
+        f"  b{n}: {{uplinks: {{a: {{kind: wired}}}}, lans: {{a: {{subnet: 10.{128 + n}.0.0/16, interface: lan0}}}}}}\n"
         for n in range(34)
     )
     head, tail = WIDE.split("services:\n")

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import datetime as dt
+from pathlib import Path
 
 import pytest
+import yaml
 
+from cpe_controller import fields, setup
 from cpe_controller.compile import rehearse
 from cpe_controller.fields import NetworkError
 from cpe_controller.network import Network
@@ -28,6 +31,44 @@ def test_the_example_is_good(text: str) -> None:
 MISTAKES = [
     # (in the example, written instead, field, what the error says)
     ("subnet: 10.101.0.0/24", "subnet: 10.101.0.1/24", "branches.hospital-1.lans.ward.subnet", "write 10.101.0.0/24"),
+    ("subnet: 10.101.0.0/24", "subnet: 10.12.0.0", "branches.hospital-1.lans.ward.subnet", "10.12.0.0/32 if that one"),
+    ("subnet: 10.101.0.0/24", "subnet: 127.0.0.0/8", "branches.hospital-1.lans.ward.subnet", "no range that machines"),
+    ("subnet: 10.101.0.0/24", "subnet: 224.0.0.0/24", "branches.hospital-1.lans.ward.subnet", "no range that machines"),
+    ("subnet: 10.101.0.0/24", "subnet: 240.0.0.0/24", "branches.hospital-1.lans.ward.subnet", "no range that machines"),
+    ("overlay: 10.255.0.0/16", "overlay: 127.0.0.0/16", "overlay", "no range that machines"),
+    (
+        "10.102.0.0/24, interface: lan0",
+        "10.102.0.0/24, interface: lte",
+        "branches.van-1.lans.crew.interface",
+        "lte is uplink lte's",
+    ),
+    (
+        "10.102.0.0/24, interface: lan0",
+        "10.102.0.0/24, interface: a-very-long-name",
+        "branches.van-1.lans.crew.interface",
+        "1 to 15 of letters",
+    ),
+    (
+        "      lte: {kind: cellular}",
+        "      lte: {kind: cellular, interface: lo}",
+        "branches.van-1.uplinks.lte.interface",
+        "leads nowhere",
+    ),
+    (
+        "      lte: {kind: cellular}",
+        "      lte: {kind: cellular, priority: -1}",
+        "branches.van-1.uplinks.lte.priority",
+        "0 to 65535",
+    ),
+    (
+        "      lte: {kind: cellular}",
+        "      lte: {kind: cellular, monthly_bytes: 1000}",
+        "branches.van-1.uplinks.lte.monthly_bytes",
+        "1000000 to",
+    ),
+    ("confirm_s: 120", "confirm_s: 1000000", "policy.confirm_s", "1 to 86400"),
+    ("https://198.51.100.202:8443", "https://10.101.0.7:8443", "controllers[0]", "of branches.hospital-1.lans.ward"),
+    ("https://198.51.100.202:8443", "https://10.255.0.7:8443", "controllers[0]", "of overlay"),
     ("subnet: 10.101.0.0/24", "subnet: ward", "branches.hospital-1.lans.ward.subnet", "10.1.0.0/24"),
     ("subnet: 10.101.0.0/24", "subnet: ''", "branches.hospital-1.lans.ward.subnet", "is empty"),
     ("subnet: 10.102.0.0/24", "subnet: 10.101.0.128/25", "branches.van-1.lans.crew.subnet", "ward; give it a range"),
@@ -43,8 +84,30 @@ MISTAKES = [
     ("address: 198.51.100.20", "address: 198.51.100.10", "hubs.cloud.endpoints.wan", "has its own"),
     ("address: 198.51.100.20", "address: 10.20.0.9", "hubs.cloud.endpoints.wan.address", "public address"),
     ("address: 198.51.100.20", "address: a b", "hubs.cloud.endpoints.wan.address", "no address"),
+    *(
+        ("address: 198.51.100.20", f"address: {address}", "hubs.cloud.endpoints.wan.address", says)
+        for address, says in (
+            ("192.0.2.300", "no IP address"),
+            ("192.0.2", "no IP address"),
+            ("3221225994", "no IP address"),
+            ("hub.0x7f", "no IP address"),
+            ("192.0.2.10:4500", "without a port"),
+            ("bad_host!", "no address or host name"),
+            ("east..x", "no address or host name"),
+            ("0.0.0.0", "no single machine's"),
+            ("0.0.0.1", "no single machine's"),
+            ("255.255.255.255", "no single machine's"),
+            ("224.0.0.1", "no single machine's"),
+            ("'ff02::1'", "no single machine's"),
+            ("'::ffff:192.0.2.1'", "no single machine's"),
+            ("'fe80::1%eth0'", "without %"),
+            ("'fe80::1'", "from elsewhere"),
+            ("127.0.0.1", "from elsewhere"),
+            ("localhost", "this machine itself"),
+        )
+    ),
     ("dials: [centre]", "dials: [centra]", "hubs.cloud.dials[0]", "use centre"),
-    ("dials: [centre]", "dails: [centre]", "hubs.cloud.dails", "is not known; use uplinks"),
+    ("dials: [centre]", "dails: [centre]", "hubs.cloud.dails", "is not known; did you mean dials?"),
     ("      lte: {kind: cellular}", "      lte: {kind: 4g}", "branches.van-1.uplinks.lte.kind", "wired, cellular"),
     ("      lte: {kind: cellular}", "      lte: {}", "branches.van-1.uplinks.lte", "has no 'kind'"),
     ("      lte: {kind: cellular}", "      LTE: {kind: cellular}", "branches.van-1.uplinks.LTE", "is no name"),
@@ -72,6 +135,17 @@ MISTAKES = [
     ("to: imaging}", "to: imaging, initiator: service}", "permits[1]", "ports are those of `from`"),
     ("overlay: 10.255.0.0/16", "overlay: 10.255.0.0/29", "overlay", "give it a larger range"),
     ("https://198.51.100.202:8443", "http://198.51.100.202", "controllers[0]", "https://"),
+    *(
+        ("https://198.51.100.202:8443", url, "controllers[0]", says)
+        for url, says in (
+            ("https://192.0.2.5", "has no port"),
+            ("https://user:pw@x.example:8443", "names a user"),
+            ("https://300.1.1.1:8443", "'300.1.1.1' is no IP address"),
+            ("https://a_b:8443", "no address or host name"),
+            ("https://x.example:8443/v1", "no controller"),
+            ("https://x.example:8443?a", "no controller"),
+        )
+    ),
     ("network: blood ", "networks: blood ", "networks", "is not known"),
     (
         "policy: {",
@@ -104,6 +178,125 @@ def test_what_is_no_yaml_is_named_by_its_line() -> None:
         parse("# nothing\n")
     with pytest.raises(NetworkError, match="write it as 'name: value' lines"):
         parse("[a, b]")
+
+
+@pytest.mark.parametrize(
+    ("text", "line", "says"),
+    [
+        ("network: a\nhubs:\n\tcentre: {}\n", 3, "has a tab where only spaces may be; write spaces"),
+        ("network: @a\n", 1, "has '@' where a value begins; put the value in quotes"),
+        ("a: 1\nhubs: {x: {y: 1}\nbranches: 2\nc: 3\n", 2, "not closed, or lacks a comma before line 3"),
+        ("a: 1\nhubs: {x: {y: 1}\n", 2, "not closed"),
+        ("a: {b: 1 c: 2}\n", 1, "lacks a comma"),
+        ("a: [1, 2\nb: 3\n", 1, "not closed"),
+        ("a: 1\nbranches\n  van-1:\n    x: 1\n", 2, "has no ':' behind its name"),
+        ("a: 1\nlifetime_days 30\nb: 2\n", 2, "has no ':' behind its name"),
+        ("a: 'x\nb: 2\n", 1, "has a quote that is not closed"),
+        ("a:\n  b: 1\n c: 2\n", 3, "is indented otherwise than the lines that it belongs to, from line 1 on"),
+        ("a:\n  b: 1\n    c: 2\n", 3, "is indented deeper"),
+        ("a:\n  - x\n  y: 1\n", 3, "is indented otherwise"),
+        ("a: *x\n", 1, "has a '*'"),
+        ("a: 1\n---\nb: 2\n", 2, "keep one"),
+    ],
+)
+@pytest.mark.parametrize("loader", {yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)})
+def test_what_is_to_be_changed_is_said(
+    text: str, line: int, says: str, loader: type[yaml.SafeLoader], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fields, "_LOADER", loader)
+    with pytest.raises(NetworkError) as caught:
+        parse(text, "my.yaml")
+    assert str(caught.value).startswith(f"my.yaml:{line}: is no YAML: ") and says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [
+        (b"a: 1\nb: Universit\xe4t\n", ":2: has the byte 0xe4, which is no UTF-8 (Latin-1?); save the file as UTF-8"),
+        ("a: 1\n".encode("utf-16"), ":1: is UTF-16; save it as UTF-8"),
+        (b"a: 1\n\nb: \x00\n", ":3: has the control character U+0000; save the file as plain text in UTF-8"),
+        (None, ": cannot be read: No such file or directory"),
+    ],
+)
+def test_what_is_no_text_is_named_by_its_line(tmp_path: Path, raw: bytes | None, says: str) -> None:
+    path = tmp_path / "network.yaml"
+    if raw is not None:
+        path.write_bytes(raw)
+    with pytest.raises(NetworkError) as caught:
+        setup.read_network(path)
+    assert str(caught.value) == f"{path}{says}"
+
+
+def test_a_byte_order_mark_is_no_part_of_the_text(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "network.yaml"
+    path.write_bytes(b"\xef\xbb\xbf" + text.encode())
+    assert setup.read_network(path) == text
+
+
+def test_mistakes_that_have_nothing_to_do_with_each_other_are_told_at_once(text: str) -> None:
+    wrong = text
+    for good, bad in (
+        ("network: blood ", "network: Blood "),
+        ("policy: {failback_s: 60", "polcy: {failback: 60"),
+        ("dials: [centre]", "dails: [centre]"),
+        ("address: 198.51.100.20", "address: 192.0.2.300"),
+        ("kind: cellular, priority: 2", "kind: 4g, priority: 2"),
+        ("subnet: 10.102.0.0/24", "subnet: 10.102.0.0"),
+    ):
+        assert good in wrong
+        wrong = wrong.replace(good, bad, 1)
+    # Two sites of the template make one mistake of it.
+    wrong = wrong.replace(
+        "  van-1:\n", "  van-2: {template: hospital, lans: {ward: {subnet: 10.9.0.0/24}}}\n  van-1:\n", 1
+    )
+    with pytest.raises(NetworkError) as caught:
+        parse(wrong, "my.yaml")
+    told = str(caught.value).splitlines()
+    assert [line.split(": ")[1] for line in told] == [
+        "network",
+        "polcy",
+        "polcy.failback",
+        "hubs.cloud.endpoints.wan.address",
+        "hubs.cloud.dails",
+        "branches.hospital-1.uplinks.lte.kind",
+        "branches.van-1.lans.crew.subnet",
+    ]
+    assert [int(line.split(":")[1]) for line in told] == sorted(int(line.split(":")[1]) for line in told)
+
+
+def test_permits_are_told_each_by_itself(text: str) -> None:
+    wrong = text.replace("to: records}", "to: record}").replace("to: imaging}", "to: image}")
+    with pytest.raises(NetworkError) as caught:
+        parse(wrong, "my.yaml")
+    assert [error.field for error in (caught.value, *caught.value.others)] == ["permits[0].to", "permits[1].to"]
+
+
+def test_hundreds_of_mistakes_are_counted(text: str) -> None:
+    many = "".join(f"  b{n}: {{uplinks: {{lte: {{kind: 4g}}}}, lans: {{}}}}\n" for n in range(300))
+    with pytest.raises(NetworkError) as caught:
+        parse(text.replace("  van-1:\n", f"{many}  van-1:\n", 1), "my.yaml")
+    told = str(caught.value).splitlines()
+    assert (len(told), told[-1], len(caught.value.others)) == (21, "and 280 more mistakes", 299)
+
+
+def test_a_typing_error_is_recognised(text: str) -> None:
+    with pytest.raises(NetworkError) as caught:
+        parse(text.replace("permits:\n", "permit:\n", 1), "my.yaml")
+    assert str(caught.value).endswith(": permit: is not known; did you mean permits?")
+    with pytest.raises(NetworkError, match=r"hubs.cloud: has no 'uplinks'; add it"):
+        parse("network: a\noverlay: 10.0.0.0/8\nhubs: {cloud: {lans: {}, endpoints: {}}}\n")
+
+
+@pytest.mark.parametrize("address", ["203.0.113.9", "10.9.9.9", "hub.example", "HUB-1.Example", "'2001:db8::1'"])
+def test_what_can_be_dialled_is_good(text: str, address: str) -> None:
+    network = parse(text.replace("address: 198.51.100.20", f"address: {address}"))
+    assert network.hubs[1].endpoints == (("wan", address.strip("'")),)
+
+
+@pytest.mark.parametrize("url", ["https://[2001:db8::5]:8443", "https://x.example:443/", "https://127.0.0.1:8443"])
+def test_where_a_controller_can_be(text: str, url: str) -> None:
+    network = parse(text.replace("https://198.51.100.202:8443", url))
+    assert network.controllers == (url.removesuffix("/"),)
 
 
 def _dials(network: Network) -> dict[str, tuple[str, ...]]:
