@@ -89,9 +89,10 @@ async def test_what_was_confirmed_is_not_forgotten(world: World, store: FullStor
         await _until_full(world, store, _without_cloud)
         assert (await agent.status()).document_confirmed
         assert "No space left" in (await agent.conditions())["TargetFailed store"]
+    # It is on trial once more. (Who cannot offer it again is out of reach.)
     world.controller.fault = "timed out"
     async with world.agent() as agent:
-        await trio.sleep(10)
+        await trio.sleep(CONFIRM_S / 2)
         assert (await agent.status()).document_version == 2 and await _peers(agent) == {"centre"}
 
 
