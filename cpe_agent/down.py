@@ -51,7 +51,9 @@ async def _take_down(settings: Settings) -> TakenDown:
     failures: list[str] = []
     ended = 0
     try:
-        ended = await _end_tunnels(settings)
+        # A new box has no tunnels, and no key to ask charon with.
+        if not settings.enrols or settings.certificate.exists():
+            ended = await _end_tunnels(settings)
     except EdgeError as error:
         # A charon that is gone has none.
         failures.append(f"tunnels: {error.cause}")

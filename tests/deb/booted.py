@@ -2,18 +2,28 @@
 
 In: a lab, a site of it whose daemons do not run, and the tree (tests.deb.tree.installed), which is not changed: a layer
 in memory takes what is written. systemd has its own process ids, mounts, cgroups and host name, and the network of the
-site; the kernel is the lab's. Everything ends with the lab.
+site; the kernel is the lab's. `end` it: only then nothing of it is left.
 """
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
 from tests.lab.container import Completed, LabError, Process, wait_until
 from tests.lab.init import LOGS
 from tests.lab.lab import Lab
 
-# Runs as the first process of its namespaces, in the lab's own tree of files.
+# In the lab's own tree of files: systemd will take the top of its cgroup namespace for its own, so that is not this
+# machine's top.
+_APART = r"""
+set -e
+script=$1 tree=$2 at=$3 cgroup=$4
+mkdir -p /run/cgroup; mountpoint -q /run/cgroup || mount -t cgroup2 cgroup2 /run/cgroup
+mkdir "$cgroup"; echo 0 >"$cgroup/cgroup.procs"
+exec unshare --pid --mount --uts --ipc --cgroup --fork --kill-child /bin/bash -c "$script" boot "$tree" "$at"
+"""
+# Runs as the first process of its namespaces.
 _SCRIPT = r"""
 set -e
 tree=$1 at=$2
@@ -37,6 +47,7 @@ done
 exec env -i PATH=/usr/sbin:/usr/bin:/sbin:/bin container=lab LANG=C.UTF-8 \
     unshare --root "$at/root" --wd / /lib/systemd/systemd --show-status=no --log-target=journal
 """
+_END_S = 20.0
 
 
 class Booted:
@@ -45,11 +56,12 @@ class Booted:
     def __init__(self, lab: Lab, site: str, tree: Path) -> None:
         self._lab, self._site, self._tree = lab, site, tree
         self._process: Process | None = None
+        # Labs have their own process ids, but the cgroups of this machine.
+        self._cgroup = f"/run/cgroup/{lab.name}-{site}-{lab.container.pid}"
 
     def boot(self, timeout_s: float = 90.0) -> None:
-        spaces = ("--pid", "--mount", "--uts", "--ipc", "--cgroup", "--fork", "--kill-child")
         at = f"/run/{self._site}-root"
-        argv = ["unshare", *spaces, "/bin/bash", "-c", _SCRIPT, "boot", str(self._tree), at]
+        argv = ["/bin/bash", "-c", _APART, "apart", _SCRIPT, str(self._tree), at, self._cgroup]
         with open(self._lab.path(f"{LOGS}/{self._site}-systemd.log"), "ab") as log:
             self._process = self._lab.container.spawn(argv, namespace=self._site, stdout=log)
         try:
@@ -57,6 +69,15 @@ class Booted:
         except LabError as error:
             told = self._lab.path(f"{LOGS}/{self._site}-systemd.log").read_text(errors="replace")
             raise LabError(f"{error}: {told[-1000:]} {self.shell('systemctl list-jobs', check=False).stdout}") from None
+
+    def end(self) -> None:
+        """Pull the plug. What is empty of its cgroups then is taken away, which the end of the lab would not do."""
+        if self._process is None:
+            return
+        self._process.signal(signal.SIGKILL)
+        self._process.wait(_END_S)
+        remove = f"[ ! -d {self._cgroup} ] || find {self._cgroup} -depth -type d -exec rmdir {{}} +"
+        wait_until("its cgroups are gone", lambda: self._run(remove).status == 0, _END_S, interval_s=0.2)
 
     @property
     def pid(self) -> int:
@@ -97,6 +118,10 @@ class Booted:
         """A file of this machine into root's home."""
         into = self._lab.path(f"/proc/{self.pid}/root/root/{name}")
         into.write_bytes(file.read_bytes())
+
+    def _run(self, script: str) -> Completed:
+        """In the lab's own tree of files."""
+        return self._lab.container.run(["/bin/bash", "-c", script], check=False)
 
     def _is_up(self) -> bool:
         try:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,13 +16,13 @@ TARGETS = ("12-amd64", "13-amd64", "12-arm64", "13-arm64")
 NAMES = ("cpe-agent", "cpe-controller")
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, Path]]:
-    """All targets, twice, in two directories whose names differ in length too."""
+@pytest.fixture(scope="module", params=TARGETS)
+def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A target's packages, twice, in two directories whose names differ in length too."""
     one, other = (tmp_path_factory.mktemp(name) for name in ("one", "another-one"))
     for directory in (one, other):
-        tree.build(directory, *TARGETS)
-    yield one, other
+        tree.build(directory, request.param)
+    return one, other
 
 
 def _sums(directory: Path) -> dict[str, str]:
@@ -33,7 +32,7 @@ def _sums(directory: Path) -> dict[str, str]:
 @pytest.mark.timeout(1200)
 def test_that_two_builds_are_byte_identical(built: tuple[Path, Path]) -> None:
     one, other = map(_sums, built)
-    assert len(one) == len(NAMES) * len(TARGETS)
+    assert len(one) == len(NAMES)
     assert one == other
 
 
@@ -55,7 +54,7 @@ def test_that_each_is_for_its_machine(built: tuple[Path, Path]) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_in_one(name: str, built: tuple[Path, Path], tmp_path: Path) -> None:
-    (deb,) = built[0].glob(f"{name}_*deb12_amd64.deb")
+    (deb,) = built[0].glob(f"{name}_*.deb")
     files = _files(deb)
     assert f"./usr/bin/{name}" in files
     assert f"./usr/share/bash-completion/completions/{name}" in files

@@ -25,12 +25,24 @@ _MAKE_S = 900.0
 
 
 def package(name: str = "cpe-agent", following: bool = False) -> Path:
-    """The package as built; `following`: its next version. Built if it is not there."""
+    """The package as built; `following`: its next version. Built if it is not there or older than its sources."""
     directory = PACKAGES / "next" if following else PACKAGES
     pattern = f"{name}_*+deb{RELEASE}{NEXT if following else ''}_amd64.deb"
+    changed = max(path.stat().st_mtime for path in _sources())
+    for old in directory.glob(pattern):
+        if old.stat().st_mtime < changed:
+            old.unlink()
     if not list(directory.glob(pattern)):
         build(directory, f"{RELEASE}-amd64", following=following)
     (found,) = directory.glob(pattern)
+    return found
+
+
+def _sources() -> list[Path]:
+    """What packaging/deb.sh takes; a file that went leaves a younger directory."""
+    found = [REPOSITORY / name for name in ("README.md", "CHANGELOG.md", "LICENSE")]
+    for name in ("cpe_agent", "cpe_controller", "configs", "docs", "packaging", "systemd"):
+        found += [path for path in (REPOSITORY / name).rglob("*") if "__pycache__" not in path.parts]
     return found
 
 
@@ -71,7 +83,7 @@ def installed() -> Path:
         unpack(clean(), beside)
         shutil.copy(deb, beside / "root")
         (beside / "root" / "installed.log").write_text(
-            inside(beside, f"apt-get -q update && apt-get -qy --no-install-recommends install ./{deb.name}")
+            inside(beside, f"apt-get -q update && apt-get -qy install ./{deb.name}")
         )
         beside.rename(tree)
     return tree

@@ -125,7 +125,7 @@ async def test_that_a_document_that_takes_its_bundles_away_ends_it(autojump_cloc
         await trio.sleep(5)
         assert not agent.drills.progress().running and not agent.cells.taken_out.value
         ended = _records(world)[-1]
-        assert ended.outcome == "aborted" and "not carried by any path" in ended.words
+        assert ended.outcome == "aborted" and "carried by no path" in ended.words
 
 
 async def test_that_nothing_is_taken_out_that_cannot_be_written_down(autojump_clock: MockClock) -> None:
