@@ -84,7 +84,7 @@ def _mended(site: RunningSite, what: str, is_so: Callable[[], bool]) -> None:
 def _is_used(site: RunningSite, address: str, gateway: str) -> bool:
     """By the uplink's rule and table, and by charon's connections."""
     rules = site.run("ip", "rule").stdout.splitlines()
-    tables = [line.split()[-1] for line in rules if f"from {address} " in line]
+    tables = [line.partition(" lookup ")[2].split()[0] for line in rules if f"from {address} " in line]
     with charon_of(site) as session:
         connections = {name: found for entry in session.list_conns() for name, found in entry.items()}
     mine = [found["local_addrs"] for name, found in connections.items() if name.startswith(f"cpe-{UPLINK}.")]
