@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
+from cpe_agent import __version__
 from cpe_agent.exits import USAGE, in_words
 from cpe_agent.settings import DEFAULT_PATH
 
@@ -28,9 +29,19 @@ def parser() -> argparse.ArgumentParser:
     """All commands with their options. Leaves by SystemExit for --help and for what it does not understand."""
     common = _Parser(add_help=False)
     common.add_argument(
-        "-c", "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=f"settings (default {DEFAULT_PATH})"
+        "-c",
+        "--config",
+        type=Path,
+        default=argparse.SUPPRESS,
+        metavar="FILE",
+        help=f"settings (default {DEFAULT_PATH})",
     )
     agent = _Parser(prog="cpe-agent", description="The SD-WAN agent of this site.")
+    # Before the command too; what is said behind it holds.
+    agent.add_argument(
+        "-c", "--config", type=Path, default=DEFAULT_PATH, metavar="FILE", help=f"settings (default {DEFAULT_PATH})"
+    )
+    agent.add_argument("--version", action="version", version=f"cpe-agent {__version__}", help="print the version")
     commands = agent.add_subparsers(dest="command", required=True, metavar="COMMAND")
     commands.add_parser("run", parents=[common], help="be the daemon, until SIGTERM")
     status = commands.add_parser(
@@ -122,6 +133,9 @@ def parser() -> argparse.ArgumentParser:
     )
     _add_taking(commands, common)
     commands.add_parser("version", parents=[common], help="print the version")
+    for shown in commands._choices_actions:
+        words = (shown.help or "").rstrip("?")
+        commands.choices[shown.dest].description = f"{words[:1].upper()}{words[1:]}."
     return agent
 
 
@@ -167,7 +181,10 @@ def _add_taking(commands: argparse._SubParsersAction[_Parser], common: _Parser) 
 
 def _number(least: float, most: float) -> Callable[[str], float]:
     def number(text: str) -> float:
-        value = float(text)
+        try:
+            value = float(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"{text!r} is no number: {least:g} to {most:g} is possible") from None
         if not least <= value <= most:
             raise argparse.ArgumentTypeError(f"{text}: {least:g} to {most:g} is possible")
         return value

@@ -73,7 +73,7 @@ def check_file(file: Path, settings: Settings) -> Checked:
 
 def check_settings(path: Path, settings: Settings) -> Checked:
     """What `path` says, and what is in the files that it names. Raises `Wrong`, `EdgeError`."""
-    good = [f"{path}: good."]
+    good = [f"{path}: good." if path.exists() else f"{path}: is not there, and need not be: all settings are defaults."]
     if settings.enrols:
         try:
             settings = comparison.settled(settings)

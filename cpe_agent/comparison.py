@@ -28,6 +28,7 @@ from cpe_agent.edge.ipsecwatch import KernelIpsecPort
 from cpe_agent.edge.netlink import Netlink
 from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.store import FileStore
+from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.stored import read_stored
 from cpe_agent.model.condition import Condition
 from cpe_agent.model.dataplane import Backend, Dataplane, Routes, Ruleset
@@ -141,11 +142,15 @@ def settled(settings: Settings) -> Settings:
 
 
 def stored_document(settings: Settings) -> Document:
-    """The document in force by what is on the disk, verified again. Raises `NoDocument`."""
-    stored = read_stored(FileStore(settings.state_dir), settings.site, signing_keys(settings))
+    """The document in force by what is on the disk, verified again; without its pairs if its time has run out and it
+    asks for that. Raises `NoDocument`."""
+    store = FileStore(settings.state_dir)
+    stored = read_stored(store, settings.site, signing_keys(settings))
     document = stored.in_force()
     if document is not None:
-        return document
+        clock = FlooredClock(store)
+        clock.load()
+        return obey.in_time(document, clock.now())
     for trouble in stored.troubles:
         if isinstance(trouble, EdgeError):
             raise NoDocument(trouble.cause)

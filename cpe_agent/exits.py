@@ -1,6 +1,6 @@
 """With what does a command end, and what does that tell a script?
 
-Numbers up to 4 are answers and differ from command to command; those from 64 on say that there is none, as sysexits.h
+Numbers up to 5 are answers and differ from command to command; those from 64 on say that there is none, as sysexits.h
 numbers them, and mean the same everywhere. A test holds the manual page to this table.
 """
 
@@ -16,7 +16,7 @@ IN_SYNC, DIFFERS, NOT_VERIFIED = 0, 1, 3
 NOTHING_BEFORE = 1
 # What `enroll` says when this token lets nobody in, and `reset` when it was not wanted.
 NOT_LET_IN = 1
-DRILL_LOSS, DRILL_REFUSED, DRILL_EARLY = 1, 2, 4
+DRILL_LOSS, DRILL_REFUSED, DRILL_EARLY, DRILL_UNMEASURED = 1, 2, 4, 5
 NOTHING_CAPTURED = 1
 
 USAGE = 64
@@ -66,6 +66,7 @@ EXITS: Mapping[str, Mapping[int, str]] = MappingProxyType(
             DRILL_REFUSED: "refused",
             NOT_RUNNING: "no agent is running",
             DRILL_EARLY: "put back early, or interrupted",
+            DRILL_UNMEASURED: "done, but of packets that moved nothing was measured: no probe",
         },
         "drain": {0: "drained, also if it was before", NOT_RUNNING: "no agent is running"},
         "undrain": {0: "no longer drained, also if it was not", NOT_RUNNING: "no agent is running"},

@@ -13,8 +13,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Mapping
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from types import MappingProxyType
 from typing import Literal, TextIO
 
@@ -172,6 +172,21 @@ def get_logger() -> FilteringBoundLogger:
     """The logger; bind it to a module's name `log`, which is what the test of the vocabulary looks for."""
     logger: FilteringBoundLogger = structlog.get_logger()
     return logger
+
+
+@contextmanager
+def errors_only() -> Iterator[None]:
+    """In this block, at a shell: whoever typed the command is told in words, and of the log sees only errors."""
+    before = structlog.get_config()
+    structlog.configure(
+        wrapper_class=structlog.make_filtering_bound_logger("error"),
+        logger_factory=structlog.WriteLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=False,
+    )
+    try:
+        yield
+    finally:
+        structlog.configure(**before)
 
 
 def events_page() -> str:

@@ -10,6 +10,7 @@ import signal
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import msgspec
 import trio
@@ -28,7 +29,7 @@ from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.reset import forget, give_to_owner
 from cpe_agent.edge.store import FileStore
 from cpe_agent.edge.tokens import find_token
-from cpe_agent.log import get_logger
+from cpe_agent.log import errors_only, get_logger
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.closed import shut_door
 from cpe_agent.loops.enrol import Enroller
@@ -46,30 +47,41 @@ CONTROL_SOCKET = "control.sock"
 ASK_AGAIN_S = 0.2
 AWAY_S = 10.0
 
-__all__ = ["CONTROL_SOCKET", "NotLetIn", "already", "enroll", "enrolled", "forget", "stop_on_signal"]
+__all__ = ["CONTROL_SOCKET", "LetIn", "NotLetIn", "already", "enroll", "enrolled", "forget", "stop_on_signal"]
 
 Tell = Callable[[str], None]
+
+
+class LetIn(NamedTuple):
+    """This box is `site` now. `running`: an agent runs here, and goes on from this."""
+
+    site: str
+    running: bool
 
 
 class NotLetIn(Exception):
     """Enrolment failed in a way that only a person can mend; the words say how."""
 
 
-def enroll(settings: Settings, text: str, tell: Tell) -> str:
-    """Let this box in by a token: through the running agent if there is one, else here. Returns the site. `tell` hears
-    of failures that are tried again, for ever. Raises `TokenError`, `NotLetIn`, `EdgeError`."""
+def enroll(settings: Settings, text: str, tell: Tell) -> LetIn:
+    """Let this box in by a token: through the running agent if there is one, else here. `tell` hears of failures
+    that are tried again, for ever. Raises `TokenError`, `NotLetIn`, `EdgeError`."""
     site = parse_token(text).site
     if not settings.enrols:
         raise EdgeError("control", "enroll", "agent.yaml says who this box is: take site or signing_keys out of it")
     control = settings.run_dir / CONTROL_SOCKET
     try:
         ask(control, f"enroll {''.join(text.split())}")
+        running = True
     except EdgeError as error:
         if error.op != "connect":
             raise
-        return trio.run(_enroll_here, settings, text, tell)
+        running = False
+    if not running:
+        with errors_only():
+            return LetIn(trio.run(_enroll_here, settings, text, tell), running=False)
     trio.run(_let_in, control, tell)
-    return site
+    return LetIn(site, running=True)
 
 
 async def enrolled(settings: Settings, heartbeat: Heartbeat) -> Enrolment | None:
@@ -189,8 +201,8 @@ def _told(kind: Kind, reason: str, told: str, tell: Tell) -> str:
 
 
 def _there(store: FileStore, credentials: Credentials) -> Enrolment | None:
-    enrolment = store.load_enrolment()
-    return enrolment if credentials.present else None
+    # Without a certificate it was not let in yet, whatever is left of an earlier attempt: it asks again.
+    return store.load_enrolment() if credentials.present else None
 
 
 def _enroller(settings: Settings, store: FileStore, credentials: Credentials, token: str = "") -> Enroller:

@@ -97,7 +97,8 @@ def render(status: Status, colour: bool = False, rows_max: int | None = ROWS_MAX
 def _headline(status: Status, view: _View) -> list[str]:
     verdict = VERDICT[status.severity]
     room = WIDTH - len(verdict) - GAP
-    title = shortened(f"{clean(status.site)} ({clean(status.role)})", room)
+    # A box that belongs to no site yet has no name, and its role is nobody's concern.
+    title = shortened(f"{clean(status.site)} ({clean(status.role)})" if status.site else "a new box", room)
     padded = title.ljust(room + GAP)
     if view.colour:
         padded, verdict = f"{_BOLD}{padded}{PLAIN}", f"{_COLOURS[status.severity]}{verdict}{PLAIN}"

@@ -1,13 +1,14 @@
 """What did the operator set on this router?
 
-In: /etc/cpe-agent/agent.yaml. Out: frozen `Settings`, defaults filled in, or a `SettingsError` that names file, field
-and mend. It holds what the agent needs to reach its controller and to believe it; everything else is in the document.
-The files that it names are not looked at: who opens them says what is wrong with them.
+In: /etc/cpe-agent/agent.yaml, which need not be there. Out: frozen `Settings`, defaults filled in, or a `SettingsError`
+that names file, field and mend. It holds what the agent needs to reach its controller and to believe it; everything
+else is in the document. The files that it names are not looked at: who opens them says what is wrong with them.
 """
 
 from __future__ import annotations
 
 import base64
+import difflib
 import ipaddress
 import re
 import urllib.parse
@@ -22,6 +23,24 @@ from cpe_agent.model.document import METRICS_PORT, NAME, SigningKey
 from cpe_agent.model.enrolment import TOKEN_PREFIX, Enrolment
 
 DEFAULT_PATH = Path("/etc/cpe-agent/agent.yaml")
+# What YAML has, as people call it.
+_KINDS = {
+    "str": "text",
+    "int": "a number",
+    "float": "a number",
+    "bool": "yes or no",
+    "array": "a list",
+    "object": "a mapping",
+    "null": "nothing",
+}
+# How those look that are no path.
+_LOOKS = {
+    "site": "hospital-1",
+    "controllers": "[https://controller.example:8443]",
+    "signing_keys": "{2026-a: BASE64}",
+    "token": "cpe1.eyJu...",
+    "metrics": "127.0.0.1:9273",
+}
 # A hundred times what a full one has.
 MAX_BYTES = 256 * 1024
 
@@ -29,13 +48,16 @@ SIGNING_KEY_BYTES = 32
 
 
 class SettingsError(Exception):
-    """Settings that cannot be used: `field` ("" for the whole file) and `reason`, which says what to write instead."""
+    """Settings that cannot be used: `field` ("" for the whole file) and `reason`, which says what to write instead.
+    `line` counts from 1; 0: there is none, or it is not known."""
 
-    def __init__(self, path: Path, field: str, reason: str) -> None:
-        super().__init__(f"{path}: {field}: {reason}" if field else f"{path}: {reason}")
+    def __init__(self, path: Path, field: str, reason: str, line: int = 0) -> None:
+        where = f"{path}:{line}" if line else f"{path}"
+        super().__init__(f"{where}: {field}: {reason}" if field else f"{where}: {reason}")
         self.path = path
         self.field = field
         self.reason = reason
+        self.line = line
 
 
 class HostPort(msgspec.Struct, frozen=True):
@@ -98,14 +120,16 @@ class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def load_settings(path: Path = DEFAULT_PATH) -> Settings:
-    """The settings in `path`. Raises SettingsError."""
+    """The settings in `path`; nobody has to write the default one. Raises SettingsError."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_BYTES + 1)
     except FileNotFoundError:
-        raise SettingsError(
-            path, "", "is not there: write it (configs/agent.yaml is an example) or name another"
-        ) from None
+        if path == DEFAULT_PATH:
+            # A new box has none, and what it needs comes by enrolment.
+            return parse_settings(path, b"")
+        mend = f"name one that is, or leave -c out: {DEFAULT_PATH} is read then, if it is there"
+        raise SettingsError(path, "", f"is not there: {mend}") from None
     except OSError as error:
         raise SettingsError(path, "", f"cannot be read: {error.strerror}") from None
     if len(content) > MAX_BYTES:
@@ -116,12 +140,28 @@ def load_settings(path: Path = DEFAULT_PATH) -> Settings:
 def parse_settings(path: Path, content: bytes) -> Settings:
     """`content` as the settings of `path`, which is only for the errors."""
     try:
-        parsed = msgspec.convert(_parse_yaml(path, content), _File)
+        return _settings(path, _file(path, _parse_yaml(path, content)))
+    except SettingsError as error:
+        line = error.line or line_of(content, error.field)
+        raise SettingsError(path, error.field, error.reason, line) from None
+
+
+def _file(path: Path, written: object) -> _File:
+    if isinstance(written, dict):
+        for name in written:
+            if name not in _File.__struct_fields__:
+                close = difflib.get_close_matches(str(name), _File.__struct_fields__, 1)
+                mend = f"do you mean {close[0]}?" if close else _mend("")
+                raise SettingsError(path, str(name), f"there is no such setting; {mend}")
+    try:
+        return msgspec.convert(written, _File)
     except msgspec.ValidationError as error:
         reason, _, where = str(error).partition(" - at ")
-        # Of unknown and missing fields msgspec says the name in the reason.
         field = where.strip("`").removeprefix("$").removeprefix(".")
         raise SettingsError(path, field, f"{_in_words(reason)}; {_mend(field)}") from None
+
+
+def _settings(path: Path, parsed: _File) -> Settings:
     if parsed.site is not None and not NAME.match(parsed.site):
         raise SettingsError(
             path, "site", f"{parsed.site!r} is no name: use 1 to 40 of a-z, 0-9 and - (not first or last)"
@@ -169,19 +209,47 @@ def _token(path: Path, parsed: _File) -> tuple[str | None, Path | None]:
 
 
 def _in_words(reason: str) -> str:
-    return reason.replace("Object contains unknown field", "there is no setting").replace(
-        "Object missing required field", "there must be a setting"
-    )
+    """What msgspec says, without its names of types."""
+    if found := re.match(r"Expected `([^`]*)`, got `(\w+)`", reason):
+        wanted = " or ".join(_KINDS.get(kind, kind) for kind in found[1].split(" | ") if kind != "null")
+        return f"is {_KINDS.get(found[2], found[2])} where {wanted} belongs"
+    if found := re.match(r"Invalid enum value ('.*')", reason):
+        return f"{found[1]} is none of what is possible"
+    return "is empty" if "length >= 1" in reason else reason
 
 
 def _mend(field: str) -> str:
-    """What to write instead: the choices of the field, or the names of all settings."""
-    kind = get_type_hints(_File).get(field.partition("[")[0])
+    """What to write instead: the choices of the field, how it looks, or the names of all settings."""
+    name = re.split(r"[\[.]", field)[0]
+    kind = get_type_hints(_File).get(name)
     if get_origin(kind) is Literal:
         return f"write one of {', '.join(get_args(kind))}"
-    if field:
-        return "configs/agent.yaml shows how it is written"
+    if name in _File.__struct_fields__:
+        return f"write it as {name}: {_LOOKS.get(name, '/an/absolute/path')}"
     return f"the settings are {', '.join(_File.__struct_fields__)}"
+
+
+def line_of(content: bytes, field: str) -> int:
+    """Where `field` (such as controllers[1] or signing_keys.a) is in this YAML, or what is nearest round it; from 1, 0
+    if it is nowhere."""
+    try:
+        node = yaml.compose(content, Loader=yaml.SafeLoader)
+    except (yaml.YAMLError, ValueError, RecursionError):
+        return 0
+    line = 0
+    for part in re.findall(r"\[(?:\d+|\.\.\.)\]|[^.\[\]]+", field):
+        if isinstance(node, yaml.MappingNode):
+            found = [(key, value) for key, value in node.value if getattr(key, "value", None) == part]
+            if not found:
+                break
+            key, node = found[-1]
+            line = key.start_mark.line + 1
+        elif isinstance(node, yaml.SequenceNode) and part[1:-1].isdigit() and int(part[1:-1]) < len(node.value):
+            node = node.value[int(part[1:-1])]
+            line = node.start_mark.line + 1
+        else:
+            break
+    return line
 
 
 def _parse_yaml(path: Path, content: bytes) -> object:
@@ -191,12 +259,18 @@ def _parse_yaml(path: Path, content: bytes) -> object:
             seen: set[str] = set()
             for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
                 if key.value in seen:
-                    raise SettingsError(path, key.value, f"is there twice (line {key.start_mark.line + 1})")
+                    line = key.start_mark.line + 1
+                    raise SettingsError(path, key.value, "is there twice: take one out", line)
                 seen.add(key.value)
         parsed = yaml.safe_load(content)
     except yaml.MarkedYAMLError as error:
-        where = f" in line {error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise SettingsError(path, "", f"is not YAML: {error.problem or error.context}{where}") from None
+        line = error.problem_mark.line + 1 if error.problem_mark else 0
+        tab = "; a tab is there: use spaces" if "\\t" in str(error.problem) else ""
+        raise SettingsError(path, "", f"is not YAML: {error.problem or error.context}{tab}", line) from None
+    except yaml.reader.ReaderError as error:
+        line = content[: error.position].count(b"\n") + 1
+        what = "a character that YAML forbids is in it" if error.encoding == "unicode" else "it is not UTF-8"
+        raise SettingsError(path, "", f"is not YAML: {what}: save it as plain text in UTF-8", line) from None
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise SettingsError(path, "", f"is not YAML: {error}") from None
     # A box that enrols needs no settings at all.

@@ -59,7 +59,9 @@ class Mistakes:
 
     def tell(self) -> None:
         """Raises what was found, if anything was. A mistake in a template is one, however many sites are made of it."""
-        by_place = {(error.line, error.reason): error for error in reversed(self._found)}
+        by_place: dict[tuple[int, str], NetworkError] = {}
+        for error in self._found:
+            by_place.setdefault((error.line, error.reason), error)
         if not by_place:
             return
         first, *others = sorted(by_place.values(), key=lambda error: error.line)
@@ -116,16 +118,20 @@ class Field:
         left.line = self.lines[self.path] = self.line
         return left
 
-    def record(self, required: tuple[str, ...], optional: tuple[str, ...]) -> Record:
-        """A mapping with known keys: any other, and any required one that is missing, is an error."""
+    def record(self, required: tuple[str, ...], optional: tuple[str, ...], *, noted: Mistakes | None = None) -> Record:
+        """A mapping with known keys: any other, and any required one that is missing, is an error. With `noted`, who
+        reads goes on after a key that is only misspelt, as if it were not."""
         found, mistakes = self.mapping(), Mistakes()
         known = (*required, *optional)
-        meant = {key: difflib.get_close_matches(key, known, 1) for key in found if key not in known}
-        for key, close in meant.items():
-            hint = f"did you mean {close[0]}?" if close else f"use {', '.join(known)}"
-            mistakes.note(found[key].error(f"is not known; {hint}"))
+        for key in [key for key in found if key not in known]:
+            field = found.pop(key)
+            meant = next(iter(difflib.get_close_matches(key, known, 1)), None)
+            hint = f"did you mean {meant}?" if meant else f"use {', '.join(known)}"
+            (mistakes if noted is None else noted).note(field.error(f"is not known; {hint}"))
+            if meant is not None:
+                found.setdefault(meant, field)
         for key in required:
-            if key not in found and [key] not in meant.values():
+            if key not in found:
                 mistakes.note(self.error(f"has no {key!r}; add it"))
         mistakes.tell()
         return Record(self, found)

@@ -32,8 +32,8 @@ _TOP = (
 def parse(text: str, source: str = "network.yaml") -> Network:
     """`source` is how errors call the file."""
     whole = read(text, source)
-    top = whole.record(("network", "overlay", "hubs"), _TOP)
     mistakes = Mistakes()
+    top = whole.record(("network", "overlay", "hubs"), _TOP, noted=mistakes)
     name = mistakes.of("", _name, top["network"])
     probe = mistakes.of(values.PROBING, values.probings, top.get("probe"))
     management = mistakes.of(_NOBODY, values.management, top.get("management"), _NOBODY)
@@ -95,7 +95,7 @@ def _hubs(
     written = field.mapping()
     if not written:
         raise field.error("lists no hub; at least one is needed")
-    read = {name: mistakes.of(None, _hub_record, name, hub, templates) for name, hub in written.items()}
+    read = {name: mistakes.of(None, _hub_record, name, hub, templates, mistakes) for name, hub in written.items()}
     records = {name: record for name, record in read.items() if record is not None}
     endpoints = {name: mistakes.of((), _endpoints, record["endpoints"]) for name, record in records.items()}
     mistakes.of(None, _check_endpoints, records, endpoints)
@@ -120,9 +120,10 @@ def _hubs(
     return tuple(hubs)
 
 
-def _hub_record(name: str, hub: Field, templates: Mapping[str, Field]) -> Record:
+def _hub_record(name: str, hub: Field, templates: Mapping[str, Field], mistakes: Mistakes) -> Record:
     _site_name(hub, name)
-    return _filled(hub, templates).record((*_SITE, "endpoints"), ("dials", "drain", "hub_nat", "management"))
+    whole = _filled(hub, templates)
+    return whole.record((*_SITE, "endpoints"), ("dials", "drain", "hub_nat", "management"), noted=mistakes)
 
 
 def _branches(
@@ -135,18 +136,20 @@ def _branches(
     hubs = set(top["hubs"].mapping()) if top["hubs"].is_mapping() else set()
     branches = []
     for name, field in top.mapping("branches").items():
-        record = mistakes.of(None, _branch_record, name, field, templates, hubs)
+        record = mistakes.of(None, _branch_record, name, field, templates, hubs, mistakes)
         if record is not None:
             own = mistakes.of(management, values.management, record.get("management"), management)
             branches.append(Site(name, record.whole.path, *ways(record, probe, mistakes), own))
     return tuple(branches)
 
 
-def _branch_record(name: str, field: Field, templates: Mapping[str, Field], hubs: set[str]) -> Record:
+def _branch_record(
+    name: str, field: Field, templates: Mapping[str, Field], hubs: set[str], mistakes: Mistakes
+) -> Record:
     _site_name(field, name)
     if name in hubs:
         raise field.error("is the name of a hub too; give one of them another name")
-    return _filled(field, templates).record(_SITE, ("management",))
+    return _filled(field, templates).record(_SITE, ("management",), noted=mistakes)
 
 
 def _canaries(field: Field | None, branches: tuple[Site, ...]) -> tuple[str, ...]:

@@ -61,11 +61,14 @@ class Applied:
 
 
 class Past(msgspec.Struct, frozen=True):
-    """A network that was applied: its text, when and by whom."""
+    """A network that was applied: its text, when and by whom, by which deed, and how many sites' documents changed
+    (-1: not known, of an older version)."""
 
     text: bytes
     at: dt.datetime
     by: str
+    what: str = ""
+    sites: int = -1
 
 
 def publish(
@@ -83,8 +86,10 @@ def commit(
     keys: Sequence[document.SigningKey],
     by: str = "",
     contacts: Mapping[str, Contact] | None = None,
+    what: str = "apply",
 ) -> Applied:
-    """`contacts` are what sites said last: then it goes out in waves; None: to all sites at once.
+    """`contacts` are what sites said last: then it goes out in waves; None: to all sites at once. `by` and `what`
+    (which deed it was) are for the history.
 
     Raises ChangeError if a signature is not by one of `keys`, ApplyConflict, StoreError.
     """
@@ -107,7 +112,7 @@ def commit(
     writes += [Write(key, None) for key in stale]
     first = [Write(NETWORK, change.text.encode(), change.network_after)]
     if not change.partial:
-        first += _past(store, change, by)
+        first += _past(store, change, by, what)
         first.append(Write(ROLLOUT, None if rollout is None else msgspec.json.encode(rollout)))
     last = None if rollout is None else msgspec.structs.replace(rollout, phase=Phase.RUNNING)
     _write_all(store, first, writes, [] if last is None else [Write(ROLLOUT, msgspec.json.encode(last))])
@@ -145,10 +150,11 @@ def _rollout(store: Store, change: Change, contacts: Mapping[str, Contact]) -> R
     return Rollout(targets, found, change.confirm_s + REPORT_S, now, unawaited=gone)
 
 
-def _past(store: Store, change: Change, by: str) -> list[Write]:
+def _past(store: Store, change: Change, by: str, what: str) -> list[Write]:
     entries = store.list(HISTORY).entries
     number = int(entries[-1].key.removeprefix(HISTORY)) + 1 if entries else 1
-    past = zlib.compress(msgspec.msgpack.encode(Past(change.text.encode(), change.made_at, by)))
+    new = Past(change.text.encode(), change.made_at, by, what, len(change.drafts))
+    past = zlib.compress(msgspec.msgpack.encode(new))
     forgotten = entries[: max(0, len(entries) + 1 - HISTORY_MAX)]
     return [Write(f"{HISTORY}{number:08}", past, 0), *(Write(entry.key, None) for entry in forgotten)]
 

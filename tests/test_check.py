@@ -51,6 +51,17 @@ def check(router: Path, *arguments: str) -> int:
     return cli.main(["check", "-c", str(router / "agent.yaml"), *arguments])
 
 
+def test_a_box_without_settings(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "agent.yaml"
+    assert check(tmp_path) == exits.CONFIGURATION, "one that was named must be there"
+    monkeypatch.setattr("cpe_agent.settings.DEFAULT_PATH", path)
+    capsys.readouterr()
+    assert check(tmp_path) == 0
+    assert f"{path}: is not there, and need not be" in capsys.readouterr().out
+
+
 def test_what_is_in_force(router: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert check(router) == 0
     out = capsys.readouterr().out
@@ -63,7 +74,7 @@ def test_other_settings(router: Path, capsys: pytest.CaptureFixture[str]) -> Non
     other.write_text((router / "agent.yaml").read_text() + "log_level: loud\n")
     assert check(router, str(other)) == exits.BAD_DATA
     said = capsys.readouterr().err
-    assert said.startswith(f"cpe-agent: {other}: log_level: ") and "write one of debug, info" in said
+    assert said.startswith(f"cpe-agent: {other}:10: log_level: ") and "write one of debug, info" in said
 
 
 def test_a_key_of_somebody_else(router: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -205,7 +205,29 @@ class TestRun:
 
 
 class TestUsage:
+    def test_settings_may_be_named_before_the_command_or_behind_it(
+        self, config: str, report: Says, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        report(HUB)
+        for arguments in (["-c", config, "status"], ["status", "-c", config], ["-c", "/no", "status", "-c", config]):
+            assert cli.main(arguments) == 0, arguments
+        assert cli.main(["--config", "/no", "status"]) == exits.CONFIGURATION
+
+    def test_the_help_of_a_command_says_what_it_does(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            cli.main(["drill", "--help"])
+        assert "On a branch: take an uplink or a hub out, measure," in capsys.readouterr().out
+
+    def test_a_number_that_is_none(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit):
+            cli.main(["capture", "records", "--seconds", "soon"])
+        assert "'soon' is no number: 0.1 to 3600 is possible" in capsys.readouterr().err
+
     def test_version(self, capsys: pytest.CaptureFixture[str]) -> None:
+        with pytest.raises(SystemExit) as caught:
+            cli.main(["--version"])
+        assert caught.value.code == 0
+        assert capsys.readouterr().out == f"cpe-agent {__version__}\n"
         assert cli.main(["version"]) == 0
         assert capsys.readouterr().out == f"cpe-agent {__version__}\n"
 
@@ -218,7 +240,7 @@ class TestUsage:
         assert cli.main([command, "-c", str(path)]) == exits.CONFIGURATION
         said = capsys.readouterr()
         assert said.out == ""
-        assert said.err.startswith(f"cpe-agent: {path}: site: ")
+        assert said.err.startswith(f"cpe-agent: {path}:1: site: ")
         assert said.err.count("\n") == 1
 
     @pytest.mark.parametrize(
@@ -246,6 +268,21 @@ class TestUsage:
             os.close(reading)
             _, errors = process.communicate(b"\n", timeout=60)
         assert (process.returncode, errors) == (0, b"")
+
+    @pytest.mark.parametrize("arguments", [["version"], ["--help"], ["status", "--help"], ["drill", "--records"]])
+    def test_whoever_reads_may_stop_and_a_full_disk_is_said(self, arguments: list[str], config: str) -> None:
+        command = [sys.executable, "-m", "cpe_agent", *arguments]
+        if arguments[0] == "drill":
+            command += ["--config", config]
+        reading, writing = os.pipe()
+        os.close(reading)
+        stopped = subprocess.run(command, stdout=writing, stderr=subprocess.PIPE, timeout=60, check=False)
+        os.close(writing)
+        assert (stopped.returncode, stopped.stderr) == (0, b"")
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60, check=False)
+        words = b"cpe-agent: the answer cannot be written: No space left on device.\n"
+        assert (done.returncode, done.stderr) == (exits.CANNOT_WRITE, words)
 
 
 class TestDrain:
@@ -343,8 +380,8 @@ class TestRollback:
 class TestNewcomer:
     TOKEN = "cpe1.eyJ9"
 
-    def _enroll(self, monkeypatch: pytest.MonkeyPatch, found: str | Exception) -> None:
-        def enroll(settings: Settings, text: str, tell: Callable[[str], None]) -> str:
+    def _enroll(self, monkeypatch: pytest.MonkeyPatch, found: newcomer.LetIn | Exception) -> None:
+        def enroll(settings: Settings, text: str, tell: Callable[[str], None]) -> newcomer.LetIn:
             tell("the DNS does not answer")
             if isinstance(found, Exception):
                 raise found
@@ -355,7 +392,13 @@ class TestNewcomer:
     @pytest.mark.parametrize(
         ("found", "code", "words"),
         [
-            ("van-1", 0, "This box is van-1 now.\n"),
+            (newcomer.LetIn("van-1", running=True), 0, "This box is van-1 now.\n"),
+            (
+                newcomer.LetIn("van-1", running=False),
+                0,
+                "This box is van-1 now.\nNo agent runs yet: systemctl enable --now cpe-agent\n",
+            ),
+            (newcomer.NotLetIn("is it up?"), exits.NOT_LET_IN, "cpe-agent: is it up?\n"),
             (newcomer.NotLetIn("used by another box"), exits.NOT_LET_IN, "used by another box"),
             (TokenError("the token is damaged"), exits.BAD_DATA, "the token is damaged"),
             (EdgeError("control", "enroll", "this box is van-2 already"), exits.UNAVAILABLE, "van-2 already"),
@@ -366,7 +409,7 @@ class TestNewcomer:
         config: str,
         monkeypatch: pytest.MonkeyPatch,
         capsys: pytest.CaptureFixture[str],
-        found: str | Exception,
+        found: newcomer.LetIn | Exception,
         code: int,
         words: str,
     ) -> None:

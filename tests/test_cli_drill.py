@@ -46,6 +46,12 @@ def _runs(monkeypatch: pytest.MonkeyPatch, record: DrillRecord | None) -> None:
         (DONE, 0),
         (msgspec.structs.replace(DONE, streams=(Stream("centre", "s", 500, 3, 60.0),)), exits.DRILL_LOSS),
         (msgspec.structs.replace(DONE, moves=(DrillMove("centre", "a", "b", 0.1, None),)), exits.DRILL_LOSS),
+        (msgspec.structs.replace(DONE, unmeasured=("cloud",)), exits.DRILL_UNMEASURED),
+        (msgspec.structs.replace(DONE, streams=(), unmeasured=("centre",)), exits.DRILL_UNMEASURED),
+        (
+            msgspec.structs.replace(DONE, streams=(Stream("centre", "s", 500, 3, 60.0),), unmeasured=("cloud",)),
+            exits.DRILL_LOSS,
+        ),
         (msgspec.structs.replace(DONE, outcome="aborted"), exits.DRILL_EARLY),
         (msgspec.structs.replace(DONE, outcome="interrupted"), exits.DRILL_EARLY),
         (None, exits.UNAVAILABLE),

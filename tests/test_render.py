@@ -112,6 +112,9 @@ class TestGolden:
     def test_a_site_without_a_document(self) -> None:
         assert render(BLANK) == BLANK_TEXT
 
+    def test_a_box_that_belongs_to_no_site(self) -> None:
+        assert render(msgspec.structs.replace(BLANK, site="")).startswith("a new box" + " " * 67 + "down\n")
+
     def test_servers_are_shown_silent_ones_first(self) -> None:
         servers = (
             ServiceReport("a", "x", "10.10.0.10 (tcp 443)", "answering", "centre"),

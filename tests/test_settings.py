@@ -25,7 +25,7 @@ def parse(text: str) -> Settings:
 def refusal(text: str | bytes) -> SettingsError:
     with pytest.raises(SettingsError) as caught:
         parse_settings(PATH, text if isinstance(text, bytes) else text.encode())
-    assert str(caught.value).startswith(f"{PATH}: ")
+    assert str(caught.value).startswith((f"{PATH}: ", f"{PATH}:{caught.value.line}: "))
     return caught.value
 
 
@@ -113,22 +113,23 @@ def test_a_controllers_trailing_slash_means_nothing() -> None:
         ("metrics: 127.0.0.1:0", "metrics", "no address and port"),
         ("metrics: 127.0.0.1:65536", "metrics", "no address and port"),
         ("metrics: ::1:9273", "metrics", "[::1]:9273"),
-        ("metrics: 9273", "metrics", "got `int`"),
+        ("metrics: 9273", "metrics", "is a number where text belongs; write it as metrics: 127.0.0.1:9273"),
         ("metrics: 10.101.0.1:9100", "metrics", "the firewall lets nobody in to port 9100: write port 9273"),
         ("metrics: 0.0.0.0:80", "metrics", "an address of this machine alone"),
         ("state_dir: state", "state_dir", "begin it with /"),
         ("ca: ca.pem", "ca", "begin it with /"),
         ("key: ''", "key", "begin it with /"),
-        ("backend: esp", "backend", "Invalid enum value 'esp'"),
-        ("log: syslog", "log", "Invalid enum value 'syslog'"),
-        ("log_level: 3", "log_level", "got `int`"),
-        ("uplinks: []", "", "there is no setting `uplinks`"),
-        ("site: other", "site", "is there twice (line 4)"),
+        ("backend: esp", "backend", "'esp' is none of what is possible; write one of auto, kernel, userland"),
+        ("log: syslog", "log", "'syslog' is none of what is possible"),
+        ("log_level: 3", "log_level", "is a number where text belongs; write one of debug"),
+        ("uplinks: []", "uplinks", "there is no such setting; the settings are site, "),
+        ("controler: []", "controler", "there is no such setting; do you mean controllers?"),
+        ("site: other", "site", "is there twice"),
     ],
 )
 def test_a_wrong_line_is_named(line: str, field: str, words: str) -> None:
     error = refusal(LEAST + line + "\n")
-    assert error.field == field
+    assert (error.field, error.line) == (field, 4)
     assert words in error.reason
 
 
@@ -140,19 +141,24 @@ def test_a_wrong_line_is_named(line: str, field: str, words: str) -> None:
         ("site: van-1", "token: cpe1.e\nca: /etc/ca.pem", "ca", "comes by enrolment"),
         ("site: van-1", "token_file: token", "token_file", "no absolute path"),
         ("van-1", "Van 1", "site", "is no name"),
-        ("van-1", "2026", "site", "got `int`"),
-        ("[https://c.example]", "[]", "controllers", "length >= 1"),
-        ("[https://c.example]", "https://c.example", "controllers", "got `str`"),
+        ("van-1", "2026", "site", "is a number where text belongs"),
+        ("[https://c.example]", "[]", "controllers", "is empty; write it as controllers: [https://"),
+        (
+            "[https://c.example]",
+            "https://c.example",
+            "controllers",
+            "is text where a list belongs; write it as controllers: [",
+        ),
         ("https://c.example", "http://c.example", "controllers[0]", "is no https URL"),
         ("https://c.example", "https://", "controllers[0]", "is no https URL"),
         ("https://c.example", "https://c.example:x", "controllers[0]", "is no URL"),
         ("https://c.example", "'https://c.example, https://d'", "controllers[0]", "is no https URL"),
         ("https://c.example", "https://a, https://u:p@c.example", "controllers[1]", "without user"),
         ("https://c.example", "'https://c.example?x=1'", "controllers[0]", "without user, ? or #"),
-        (f"{{a: {KEY}}}", "{}", "signing_keys", "length >= 1"),
+        (f"{{a: {KEY}}}", "{}", "signing_keys", "is empty"),
         (KEY, KEY[:-4], "signing_keys.a", "base64 of its 32 bytes"),
         (KEY, "'!'", "signing_keys.a", "base64 of its 32 bytes"),
-        (f"a: {KEY}", f"a: {KEY}, a: {KEY}", "a", "twice (line 3)"),
+        (f"a: {KEY}", f"a: {KEY}, a: {KEY}", "a", "twice"),
     ],
 )
 def test_a_wrong_value_is_named(old: str, new: str, field: str, words: str) -> None:
@@ -166,10 +172,11 @@ def test_a_wrong_value_is_named(old: str, new: str, field: str, words: str) -> N
     ("content", "words"),
     [
         (b"site: [\n", "is not YAML"),
-        (b"a: b: c\n", "line 1"),
+        (b"a: b: c\n", "not allowed here"),
+        (b"site:\tvan-1\n\tca: /x\n", "a tab is there: use spaces"),
         (b"\xff\xfe\x00", "is not YAML"),
         (b"site: \x00", "is not YAML"),
-        (b"- site\n", "Expected `object`, got `array`"),
+        (b"- site\n", "is a list where a mapping belongs; the settings are"),
         (b"site: !!python/object/apply:os.system [ls]\n", "could not determine a constructor"),
         (b"a: {[1, 2]: 3}\n", "unhashable"),
     ],
@@ -179,13 +186,40 @@ def test_a_file_that_is_something_else(content: bytes, words: str) -> None:
 
 
 def test_files_that_cannot_be_read(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=rf"{tmp_path}/agent\.yaml: is not there"):
+    with pytest.raises(SettingsError, match=rf"{tmp_path}/agent\.yaml: is not there: name one"):
         load_settings(tmp_path / "agent.yaml")
     with pytest.raises(SettingsError, match="cannot be read: Is a directory"):
         load_settings(tmp_path)
     (tmp_path / "long").write_bytes(b"#" * (MAX_BYTES + 1))
     with pytest.raises(SettingsError, match="longer than"):
         load_settings(tmp_path / "long")
+
+
+def test_a_new_box_needs_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "cpe-agent" / "agent.yaml"
+    monkeypatch.setattr("cpe_agent.settings.DEFAULT_PATH", path)
+    assert load_settings(path) == parse_settings(path, b"")
+    assert load_settings(path).enrols
+    path.parent.mkdir()
+    path.mkdir()
+    with pytest.raises(SettingsError, match="Is a directory"):
+        load_settings(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("# first\nsite: van-1\ncontrollers:\n  - https://a.example\n  - http://b.example\n", 5),
+        (f"site: van-1\nsigning_keys:\n  a: {KEY}\n  b: {KEY[4:]}\n", 4),
+        ("controllers: [https://a.example,\n 3]\n", 2),
+        (b"# \xc3\xa9\nsite: \xe9\n", 2),
+        ("site: a\n# \0\n", 2),
+        ("site: van-1\n\n\nkey: [\n  - {\n", 5),
+    ],
+)
+def test_the_line_is_said(text: str | bytes, line: int) -> None:
+    error = refusal(text)
+    assert error.line == line and str(error).startswith(f"{PATH}:{line}: ")
 
 
 @given(st.binary(max_size=100) | st.text(max_size=100).map(lambda text: (LEAST + text).encode("utf-8", "ignore")))

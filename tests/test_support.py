@@ -121,7 +121,7 @@ def test_it_tells_what_helps_and_what_could_not_be_had(router: Path, capsys: pyt
 def test_broken_settings_do_not_stop_it(router: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (router / "agent.yaml").write_text(f"sight: x\ntoken: {TOKEN}\n")
     parts, whole = made(router, capsys)
-    assert "there is no setting" in json.loads(parts["manifest.json"])["missing"]["settings"]
+    assert "there is no such setting" in json.loads(parts["manifest.json"])["missing"]["settings"]
     assert SECRET.encode() not in whole and TOKEN.encode() not in whole
     assert b"sight: x" in parts["agent.yaml"]
 

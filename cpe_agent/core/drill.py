@@ -49,7 +49,8 @@ def plan(
     if name not in known:
         raise Refused(f"there is no {kind} {name!r} with a path; there is {', '.join(known) or 'none'}")
     out = frozenset(path for path in tracks if (path.uplink if kind == "uplink" else path.peer) == name)
-    refusing = {path.peer for path, track in tracks.items() if not track.ready}
+    # One that is down, or still being dialled, says nothing of its hub.
+    refusing = {path.peer for path, track in tracks.items() if track.refuses()}
     moving, staying, stuck = [], [], []
     for bundle in bundles:
         present = active.get(bundle.name)

@@ -11,6 +11,7 @@ says what to do, and its own pace of trying again: what only a person can mend i
 | token expired     | TokenExpired           | likewise |
 | token unknown     | TokenUnknown           | likewise: it is another controller's, or mistyped |
 | token replaced    | TokenReplaced          | likewise |
+| site revoked      | SiteRevoked            | likewise: a replacement gives out another token |
 | refused otherwise | EnrolmentRefused       | every minute |
 | no DNS            | NameUnknown            | from 2 s, more rarely up to a minute |
 | captive portal    | CaptivePortal          | likewise: somebody logs in, or moves on |
@@ -60,6 +61,7 @@ class Kind(Enum):
     EXPIRED = "TokenExpired"
     UNKNOWN = "TokenUnknown"
     REPLACED = "TokenReplaced"
+    REVOKED = "SiteRevoked"
     REFUSED = "EnrolmentRefused"
     NO_DNS = "NameUnknown"
     CAPTIVE = "CaptivePortal"
@@ -72,18 +74,24 @@ BY_CODE = {
     "token_expired": Kind.EXPIRED,
     "token_unknown": Kind.UNKNOWN,
     "token_replaced": Kind.REPLACED,
+    "revoked": Kind.REVOKED,
     "busy": Kind.UNREACHABLE,
 }
-BY_HAND = frozenset({Kind.USED, Kind.EXPIRED, Kind.UNKNOWN, Kind.REPLACED, Kind.UNREADABLE})
+BY_HAND = frozenset({Kind.USED, Kind.EXPIRED, Kind.UNKNOWN, Kind.REPLACED, Kind.REVOKED, Kind.UNREADABLE})
+
+_DAMAGED = "the token is damaged or was mistyped"
+_COPY = f"copy the whole of it, from {TOKEN_PREFIX} to the end"
 
 _NEW = "make a new one with `cpe-controller token SITE`"
 _MENDS = {
     Kind.NO_TOKEN: "run `cpe-agent enroll TOKEN`, or write the token into agent.yaml or a stick's file cpe-token",
-    Kind.UNREADABLE: "copy the whole of it",
-    Kind.USED: f"another box has used it; {_NEW}",
+    Kind.UNREADABLE: "`cpe-agent enroll TOKEN` takes another",
+    # An enrolled site gets no second token but by a replacement.
+    Kind.USED: "`cpe-controller replace SITE` makes one for this box and shuts the other out",
     Kind.EXPIRED: _NEW,
     Kind.UNKNOWN: f"it is of another controller, or mistyped; {_NEW}",
     Kind.REPLACED: f"a newer token was made for this site; use that, or {_NEW}",
+    Kind.REVOKED: "`cpe-controller replace SITE` makes a token that lets this box in",
     Kind.REFUSED: "the controller's log has more",
     Kind.NO_DNS: "give this uplink a DNS server that answers, or make the token with addresses instead of names",
     Kind.CAPTIVE: "log in to the network's own page first, or use an uplink without one",
@@ -92,12 +100,17 @@ _MENDS = {
 }
 
 
+# Of a controller that did answer.
+_PATIENCE = "it is tried again by itself"
+
+
 class Failure(msgspec.Struct, frozen=True):
-    """Why this box is not let in. `retry_after_s`: the controller asked for patience."""
+    """Why this box is not let in. `retry_after_s`: the controller asked for patience. `site`: whose token it was."""
 
     kind: Kind
     words: str
     retry_after_s: float = 0.0
+    site: str = ""
 
 
 def parse_token(text: str) -> Token:
@@ -109,20 +122,26 @@ def parse_token(text: str) -> Token:
     try:
         token = _decoder.decode(base64.b64decode(encoded + "=" * (-len(encoded) % 4), altchars=b"-_", validate=True))
     except (binascii.Error, ValueError, msgspec.MsgspecError, RecursionError):
-        raise TokenError("the token is damaged: some of it is missing or was mistyped") from None
+        raise TokenError(f"{_DAMAGED}: {_COPY}") from None
+    # One wrong character may leave all the rest in shape: what is wrong then is the typing, not the token's maker.
     if not NAME.match(token.site) or not NAME.match(token.network):
-        raise TokenError("the token names no site of a network")
+        raise TokenError(f"{_DAMAGED} (it names no site of a network): {_COPY}")
     if not PIN.match(token.pin) or not SECRET.match(token.secret):
-        raise TokenError("the token has no fingerprint of a root, or no secret")
+        raise TokenError(f"{_DAMAGED} (it has no fingerprint of a root, or no secret): {_COPY}")
     if not token.urls or not all(URL.match(url) for url in token.urls):
-        raise TokenError("the token has no https address of a controller")
+        raise TokenError(f"{_DAMAGED} (it has no https address of a controller): {_COPY}")
     return token
 
 
 def condition(failure: Failure) -> Condition:
     """What `status` shows: what happened, and what to do."""
     words = failure.words.rstrip(".")
-    return Condition(failure.kind.value, ENROLMENT, f"{words}; {_MENDS[failure.kind]}", Severity.DOWN)
+    mend = _MENDS[failure.kind]
+    if failure.kind is Kind.UNREACHABLE and failure.retry_after_s:
+        mend = _PATIENCE
+    elif failure.site:
+        mend = mend.replace("SITE", failure.site)
+    return Condition(failure.kind.value, ENROLMENT, f"{words}; {mend}", Severity.DOWN)
 
 
 def wait_s(failure: Failure, attempt: int) -> float:

@@ -17,9 +17,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
 
 from cpe_agent.model.document import MAX_BYTES, SIGNATURE_CONTEXT, Document, DocumentError
 from cpe_agent.model.document_check import decode
-
-# More than half of the pairs at once is a mistake on the controller until somebody says otherwise.
-MASS_REMOVAL_SHARE = 0.5
+from cpe_agent.model.removal import refuse_mass_removal
 
 
 class Clock(msgspec.Struct, frozen=True):
@@ -74,7 +72,7 @@ def obey(
     if clock.trusted and document.expires_at.timestamp() <= clock.now:
         raise DocumentError("expires_at", f"{document.expires_at.isoformat()} has passed")
     if current is not None and not document.allow_mass_removal:
-        _refuse_mass_removal(document, current)
+        refuse_mass_removal(document, current)
     return document
 
 
@@ -83,15 +81,11 @@ def lapsed(document: Document, clock: Clock) -> bool:
     return document.on_expiry == "block" and clock.trusted and clock.now >= document.expires_at.timestamp()
 
 
+def in_time(document: Document, clock: Clock) -> Document:
+    """What is left of a document that is in force: once it is lapsed its paths stay up, so that a newer one is in force
+    in no time, and nobody may talk."""
+    return msgspec.structs.replace(document, pairs=()) if lapsed(document, clock) else document
+
+
 def _order(order: tuple[int, int]) -> str:
     return f"epoch {order[0]} version {order[1]}"
-
-
-def _refuse_mass_removal(document: Document, current: Document) -> None:
-    if current.peers and not document.peers:
-        raise DocumentError("peers", "are all removed; set allow_mass_removal if that is meant")
-    kept = {pair.id for pair in document.pairs}
-    removed = sum(1 for pair in current.pairs if pair.id not in kept)
-    if removed > MASS_REMOVAL_SHARE * len(current.pairs) and removed > 1:
-        reason = f"{removed} of {len(current.pairs)} are removed; set allow_mass_removal if that is meant"
-        raise DocumentError("pairs", reason)

@@ -15,10 +15,7 @@ from collections.abc import Sequence
 import msgspec
 
 from cpe_agent.core.confirm import TRIALS_MAX
-from cpe_agent.model.confirmation import Rejection
-
-# Given up, and still remembered.
-REJECTIONS_MAX = 16
+from cpe_agent.model.confirmation import REJECTIONS_MAX, Rejection
 
 PATIENCE_S = 300.0
 # The controller is heard every 10 s.

@@ -20,6 +20,7 @@ from cpe_agent.model.ops import (
     DeleteRule,
     RouteOp,
     SetForwarding,
+    SetLenient,
 )
 
 
@@ -48,5 +49,7 @@ def diff(wanted: Routes, observed: Routes) -> tuple[RouteOp, ...]:
     ops += [DeleteAddress(address) for address in sorted(observed.addresses - wanted.addresses)]
     ops += [DeleteDevice(name) for name in sorted(observed.devices - wanted.devices)]
     ops += [DeletePolicy(policy) for policy in sorted(observed.policies - wanted.policies)]
+    if wanted.lenient and not observed.lenient:
+        ops.append(SetLenient())
     ops += [SetForwarding(family, True) for family in sorted(wanted.forwarding - observed.forwarding)]
     return tuple(ops)

@@ -137,6 +137,8 @@ def _routes(wanted: Routes, observed: Routes) -> Iterator[tuple[Kind, str]]:
         yield Kind.ALTERED, f"v{family} forwarding is off, not on"
     for family in sorted(observed.forwarding - wanted.forwarding):
         yield Kind.ALTERED, f"v{family} forwarding is on, not off"
+    if wanted.lenient and not observed.lenient:
+        yield Kind.ALTERED, "connection tracking is strict: TCP flows that come back from another hub stop"
     missing, foreign = sorted(wanted.rules - observed.rules), sorted(observed.rules - wanted.rules)
     yield from _paired(
         [((r.family, r.priority, r.iif, r.source), rule_words(r)) for r in missing],

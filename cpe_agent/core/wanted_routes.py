@@ -66,6 +66,7 @@ def routes(document: Document, uplinks: Iterable[ResolvedUplink], links: Links, 
         routes=frozenset(wanted_routes),
         devices=frozenset() if backend is Backend.USERLAND else frozenset({backend.device}),
         forwarding=frozenset(families),
+        lenient=document.role == "hub",
     )
 
 

@@ -19,10 +19,11 @@ class TcpConnector:
         """Never raises: whatever stands in the way is a no."""
         version = ipaddress.ip_address(server).version
         family = socket.AF_INET if version == 4 else socket.AF_INET6
-        with trio.move_on_after(within_s), trio.socket.socket(family, socket.SOCK_STREAM) as asking:
+        with trio.move_on_after(within_s):
             try:
-                await asking.bind((source, 0))
-                await asking.connect((server, port))
+                with trio.socket.socket(family, socket.SOCK_STREAM) as asking:
+                    await asking.bind((source, 0))
+                    await asking.connect((server, port))
             except OSError:
                 return False
             return True

@@ -10,6 +10,9 @@ from __future__ import annotations
 import base64
 import email.utils
 import http
+import os
+import socket
+import ssl
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Annotated
@@ -99,12 +102,16 @@ def words(op: str, base_url: str) -> Iterator[None]:
 
 
 def _root(error: BaseException) -> str:
-    """The innermost words: what httpx raises often has none, and trio's "all attempts failed" hides the reason."""
+    """The innermost words: what httpx raises often has none, and trio's "all attempts failed" hides the reason. What
+    the kernel said ends it: anything behind that was already being handled, and is another story."""
     found = ""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, BaseExceptionGroup):
-            return "; ".join(_root(one) for one in cause.exceptions)
+            return "; ".join(dict.fromkeys(_root(one) for one in cause.exceptions))
+        if isinstance(cause, OSError) and cause.errno is not None:
+            plain = not isinstance(cause, (ssl.SSLError, socket.gaierror))
+            return os.strerror(cause.errno) if plain else str(cause)
         found = str(cause) or found
         cause = cause.__cause__ or cause.__context__
     return found

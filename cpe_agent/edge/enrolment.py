@@ -50,7 +50,8 @@ class HttpsEnrolment:
                 root = x509.load_pem_x509_certificate(pem)
                 if hashlib.sha256(root.public_bytes(serialization.Encoding.DER)).hexdigest() == pin:
                     return root.public_bytes(serialization.Encoding.PEM).decode()
-        raise EnrolmentError("captive", f"{url}: it is not the controller of this token that answers there")
+        cause = f"{url}: it is not the controller of this token that answers there, or the token was mistyped"
+        raise EnrolmentError("captive", cause)
 
     async def enroll(self, url: str, root_pem: str, request: EnrolmentRequest) -> Granted:
         """Ask to be let in. Raises EnrolmentError."""

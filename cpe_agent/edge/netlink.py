@@ -87,9 +87,9 @@ class Netlink:
             # Whatever happens from here on is heard at the next reading.
             kept, self._listed_s = _blocking("read", ourroutes.read), now_s
         # Of a setting not every change is told.
-        forwarding = ourroutes.forwarding()
-        if kept.forwarding != forwarding:
-            kept = msgspec.structs.replace(kept, forwarding=forwarding)
+        forwarding, lenient = ourroutes.forwarding(), ourroutes.lenient()
+        if (kept.forwarding, kept.lenient) != (forwarding, lenient):
+            kept = msgspec.structs.replace(kept, forwarding=forwarding, lenient=lenient)
         self._kept = kept
         return kept
 

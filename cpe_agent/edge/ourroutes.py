@@ -21,6 +21,7 @@ DEVICE = Backend.KERNEL.device
 FAMILIES = {4: socket.AF_INET, 6: socket.AF_INET6}
 # /proc/sys/net shows the network namespace of whoever reads it.
 FORWARDING = {4: Path("/proc/sys/net/ipv4/ip_forward"), 6: Path("/proc/sys/net/ipv6/conf/all/forwarding")}
+LENIENT = Path("/proc/sys/net/netfilter/nf_conntrack_tcp_be_liberal")
 
 _IFF_UP = 0x1
 _TO_TABLE = 1  # a rule's action: look in a table
@@ -38,12 +39,21 @@ def read(kernel: Any) -> Routes:
         devices=frozenset({DEVICE} if _is_up_dummy(kernel, DEVICE) else ()),
         forwarding=forwarding(),
         policies=xfrm.block_policies(),
+        lenient=lenient(),
     )
 
 
 def forwarding() -> frozenset[int]:
     """IP versions that this network namespace forwards."""
     return frozenset(version for version in (4, 6) if _forwards(version))
+
+
+def lenient() -> bool:
+    """Does connection tracking take up TCP flows that it has not seen all of? Not where there is none."""
+    try:
+        return LENIENT.read_text().strip() != "0"
+    except FileNotFoundError:
+        return False
 
 
 def addresses(kernel: Any) -> set[str]:

@@ -34,6 +34,7 @@ from cpe_agent.model.ops import (
     DeleteRule,
     RouteOp,
     SetForwarding,
+    SetLenient,
 )
 
 _SCOPE_UNIVERSE, _SCOPE_LINK = 0, 253
@@ -118,6 +119,8 @@ class _Batch:
                 xfrm.delete_block_policy(op.policy)
             case SetForwarding():
                 _set_forwarding(op.family, op.on)
+            case SetLenient():
+                ourroutes.LENIENT.write_text("1")
 
     def add_together(self, routes: Sequence[Route]) -> list[RouteOp]:
         """Returns what must be looked at by itself."""

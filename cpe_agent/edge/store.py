@@ -21,7 +21,7 @@ from typing import TypeVar
 import msgspec
 
 from cpe_agent.edge.files import sync_directory, write_whole
-from cpe_agent.model.confirmation import Before, Rejection
+from cpe_agent.model.confirmation import REJECTIONS_MAX, Before, Rejection
 from cpe_agent.model.document import MAX_BYTES
 from cpe_agent.model.enrolment import Enrolment
 from cpe_agent.model.usage import Usage
@@ -45,6 +45,9 @@ USAGES = "metered-bytes.json"
 HEADER_MAX_BYTES = 4096
 PENDING_HEADER_MAX_BYTES = 1024 * 1024
 LIST_MAX_BYTES = 1024 * 1024
+# Each document that was given up names the peers that it had taken away: on a hub, all that a document has room for.
+# What is longer than is read would be as good as none, and give them back.
+REJECTIONS_MAX_BYTES = REJECTIONS_MAX * MAX_BYTES
 # A few hundred bytes for each uplink.
 USAGES_MAX_BYTES = 256 * 1024
 
@@ -119,7 +122,7 @@ class FileStore:
         self._save_signed(PENDING, header, pending.signed)
 
     def load_rejections(self) -> tuple[Rejection, ...]:
-        content = self._read(REJECTIONS, LIST_MAX_BYTES)
+        content = self._read(REJECTIONS, REJECTIONS_MAX_BYTES)
         return () if content is None else self._decode(REJECTIONS, content, tuple[Rejection, ...])
 
     def save_rejections(self, rejections: Sequence[Rejection]) -> None:

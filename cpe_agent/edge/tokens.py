@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from cpe_agent.model.enrolment import Lying
+
 # Of what is mounted below these; documented in configs/agent.yaml.
 STICKS = ("/media/*", "/media/*/*", "/run/media/*/*", "/mnt", "/mnt/*")
 FILE = "cpe-token"
@@ -16,19 +18,22 @@ FILE = "cpe-token"
 MAX_BYTES = 8192
 
 
-def find_token(token: str | None, token_file: Path | None, sticks: Sequence[str] = STICKS) -> str:
-    """The first text found, whatever it is; "" for none."""
+def find_token(token: str | None, token_file: Path | None, sticks: Sequence[str] = STICKS) -> Lying:
+    """The first text found, whatever it is."""
     if token:
-        return token
+        return Lying(token)
+    missing = ""
     for path in _places(token_file, sticks):
         try:
             with path.open("rb") as file:
                 text = file.read(MAX_BYTES).decode("ascii", "replace").strip()
-        except OSError:
+        except OSError as error:
+            missing = missing or f"{path} cannot be read: {error.strerror}"
             continue
         if text:
-            return text
-    return ""
+            return Lying(text, str(path))
+        missing = missing or f"{path} is empty"
+    return Lying("", missing)
 
 
 def _places(token_file: Path | None, sticks: Sequence[str]) -> Iterator[Path]:

@@ -34,11 +34,12 @@ class FlooredClock:
         self._store = store
         self._wall = wall
         self._floor = BUILT_AT
+        self._saved = BUILT_AT
 
     def load(self) -> None:
         """Take up the floor that was saved; without it, the agent's age has to do."""
         try:
-            self._floor = max(BUILT_AT, self._store.load_clock_floor())
+            self._floor = self._saved = max(BUILT_AT, self._store.load_clock_floor())
         except EdgeError as error:
             log.error("store_failed", op=error.op, cause=error.cause)
 
@@ -52,9 +53,10 @@ class FlooredClock:
 
     def lift(self, wall_s: float) -> None:
         """This moment has certainly passed. Raises `EdgeError` if that cannot be saved; it holds all the same."""
-        if wall_s > self._floor:
-            self._floor = wall_s
-            self._store.save_clock_floor(wall_s)
+        self._floor = max(wall_s, self._floor)
+        if self._floor > self._saved:
+            self._store.save_clock_floor(self._floor)
+            self._saved = self._floor
 
     async def run(self, cells: Cells) -> None:
         """For ever: say whether the clock may be believed, and raise the floor with time, as long as that is a time in

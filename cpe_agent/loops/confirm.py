@@ -42,6 +42,7 @@ LOOK_S = 0.5
 REACH_S = 1.0
 # Days are meant; a clock may jump.
 EXPIRY_LOOK_S = 5.0
+SAVE_AGAIN_S = 60.0
 Reach = Callable[[], Awaitable[bool]]
 
 
@@ -75,7 +76,8 @@ class InForce:
         self._trusted: dict[str, str] = {}
         self._made: dict[str, str] = {}
         self._highest: tuple[int, int] | None = None
-        self._unsaved: dict[str, str] = {}  # what could not be written, and why
+        # What could not be written, why, and how it is tried again.
+        self._unsaved: dict[str, tuple[str, Callable[[], None]]] = {}
         self._wake_at = math.inf
         # What is in force, with the pairs that it loses when its time has run out.
         self._whole: Document | None = None
@@ -162,8 +164,9 @@ class InForce:
             self._give_up(left.document, digest(left.signed.raw), self._previous.document, "an operator rolled it back")
             good, self._previous = self._previous, None
             self._good = good
-            self._save("document", lambda: self._store.save_document(good.signed))
-            self._save("previous", lambda: self._store.save_previous(None))
+            if "rejected" not in self._unsaved:
+                self._save("document", lambda: self._store.save_document(good.signed))
+                self._save("previous", lambda: self._store.save_previous(None))
             self._go_back(good)
         else:
             raise EdgeError("control", "rollback", "there is no document before the one in force")
@@ -178,6 +181,7 @@ class InForce:
             nursery.start_soon(ring_on_change, self._bell, "facts", facts)
             nursery.start_soon(self._reach_controller, reach)
             nursery.start_soon(self._watch_expiry)
+            nursery.start_soon(self._save_again)
             while True:
                 look_at = trio.current_time() + LOOK_S if self._watched is not None else math.inf
                 await self._bell.wait(min(look_at, self._wake_at))
@@ -217,9 +221,9 @@ class InForce:
 
     def _put_in_force(self, document: Document) -> None:
         self._witness.put_in_force()
-        self._whole, self._lapsed = document, obey.lapsed(document, self._clock.now())
-        # Its paths stay up, so that a newer one is in force in no time; nobody may talk.
-        self._cells.document.set(msgspec.structs.replace(document, pairs=()) if self._lapsed else document)
+        clock = self._clock.now()
+        self._whole, self._lapsed = document, obey.lapsed(document, clock)
+        self._cells.document.set(obey.in_time(document, clock))
         self._set_standing(since=time.time())
         self._bell.ring("document")
 
@@ -273,7 +277,7 @@ class InForce:
             self._previous = before
             self._save("previous", lambda: self._store.save_previous(before.signed))
         self._save("document", lambda: self._store.save_document(kept.signed))
-        self._save("pending", lambda: self._store.save_pending(None))
+        self._end_pending()
         # Those that were given up before it say nothing any more.
         newer = tuple(rejection for rejection in self._rejections if rejection.order > kept.document.order)
         if newer != self._rejections:
@@ -286,7 +290,7 @@ class InForce:
         kept, self._trial, self._wake_at = self._current, None, math.inf
         assert kept is not None
         self._give_up(kept.document, digest(kept.signed.raw), self._good.document if self._good else None, reason)
-        self._save("pending", lambda: self._store.save_pending(None))
+        self._end_pending()
         self._go_back(self._good)
 
     def _give_up(self, document: Document, sha256: str, back_to: Document | None, reason: str) -> None:
@@ -329,13 +333,31 @@ class InForce:
 
     def _save(self, op: str, save: Callable[[], None]) -> None:
         """A full disk is no reason to leave a removed pair open: go on, and say that a restart would forget it."""
-        self._unsaved.pop(op, None)
+        known, _ = self._unsaved.pop(op, ("", save))
         try:
             save()
         except EdgeError as error:
-            log.error("store_failed", op=op, cause=error.cause)
-            self._unsaved[op] = error.cause
-        self._set_standing(store_error=next(iter(self._unsaved.values()), ""))
+            if error.cause != known:
+                log.error("store_failed", op=op, cause=error.cause)
+            self._unsaved[op] = error.cause, save
+        self._set_standing(store_error=next((cause for cause, _ in self._unsaved.values()), ""))
+
+    def _end_pending(self) -> None:
+        """Nothing is on trial any more. What says so must be on the disk first: of a document that is not there as the
+        good one, or as one that was given up, the pending one is all that a restart would know."""
+        lacking = [self._unsaved[op] for op in ("document", "rejected") if op in self._unsaved]
+        if lacking:
+            self._unsaved["pending"] = lacking[0][0], self._end_pending
+        else:
+            self._save("pending", lambda: self._store.save_pending(None))
+
+    async def _save_again(self) -> None:
+        """A disk that was full has room again some day, and the next document may be weeks away."""
+        while True:
+            await trio.sleep(SAVE_AGAIN_S)
+            # What says that nothing is on trial any more comes last.
+            for op, (_, save) in sorted(self._unsaved.items(), key=lambda item: item[0] == "pending"):
+                self._save(op, save)
 
     def _stored(self, load: Callable[[], T]) -> T | None:
         """What `load` finds; a damaged file is as good as none, and is written anew by the next save."""

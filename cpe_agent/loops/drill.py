@@ -132,7 +132,8 @@ class Drills:
         if services:
             self._say(f"asking {', '.join(s.server for s in services)} {RATE} times a second through the tunnels")
         if unmeasured:
-            self._say(f"nothing can be told of packets of {', '.join(unmeasured)}: no pair of it has an echo probe")
+            why = "no pair of it has an echo probe; give a service of it a `probe` of kind icmp in network.yaml"
+            self._say(f"nothing can be told of packets of {', '.join(unmeasured)}: {why}")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._stream, sent)
             await trio.sleep(STEADY_S)
@@ -157,6 +158,8 @@ class Drills:
     async def _take_out(self, begun: DrillRecord, plan: Plan, outage: Outage) -> tuple[tuple[DrillMove, ...], str]:
         """The moves, and why it was put back early ("" if it was not)."""
         before = {name: path for name in outage.moving if (path := self._cells.active.value.get(name)) is not None}
+        if not before:
+            return (), f"{', '.join(outage.moving)} is carried by no path any more: the document or the links changed"
         self._say(f"taking out {begun.kind} {begun.name}: {', '.join(outage.moving)} must leave")
         taken_at = trio.current_time()
         self._cells.taken_out.set(outage.paths)

@@ -16,7 +16,7 @@ from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.model.condition import Condition
-from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Token
+from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Lying, Token
 from cpe_agent.ports import CredentialsPort, EdgeError, EnrolmentError, EnrolmentPort, StorePort
 
 log = get_logger()
@@ -34,7 +34,7 @@ _KINDS = {
 
 
 class Enroller:
-    """`sources`: the text of the first token that lies somewhere, "" for none. `failure`: why it is not let in yet."""
+    """`sources`: the first token that lies somewhere. `failure`: why it is not let in yet."""
 
     def __init__(
         self,
@@ -43,7 +43,7 @@ class Enroller:
         store: StorePort,
         clock: FlooredClock,
         instance: str,
-        sources: Callable[[], str],
+        sources: Callable[[], Lying],
     ) -> None:
         self.failure = Failure(Kind.NO_TOKEN, "this box belongs to no site yet")
         self._port = port
@@ -73,32 +73,36 @@ class Enroller:
         tried = ""
         again_at = 0.0
         while True:
-            text = self._offered or self._sources()
+            lying = Lying(self._offered) if self._offered else self._sources()
+            text = lying.text
             now = trio.current_time()
             if text and (text != tried or now >= again_at):
                 failures = failures + 1 if text == tried else 1
                 tried = text
-                enrolment = await self._try(text)
+                enrolment = await self._try(lying)
                 if enrolment is not None:
                     log.info("site_enrolled", site=enrolment.site)
                     return enrolment
                 again_at = trio.current_time() + wait_s(self.failure, failures)
             elif not text:
                 tried = ""
-                self._fail(Failure(Kind.NO_TOKEN, "this box belongs to no site yet"))
+                why = f": {lying.where}" if lying.where else ""
+                self._fail(Failure(Kind.NO_TOKEN, f"this box belongs to no site yet{why}"))
             await self._bell.wait(min(trio.current_time() + LOOK_S, again_at if again_at > now else now + LOOK_S))
 
-    async def _try(self, text: str) -> Enrolment | None:
+    async def _try(self, lying: Lying) -> Enrolment | None:
+        site = ""
         try:
-            token = parse_token(text)
+            token = parse_token(lying.text)
+            site = token.site
             return self._keep(token, await self._ask(token))
         except TokenError as error:
-            self._fail(Failure(Kind.UNREADABLE, str(error)))
+            self._fail(Failure(Kind.UNREADABLE, f"{lying.where}: {error}" if lying.where else str(error)))
         except EnrolmentError as error:
             kind = _KINDS.get(error.code, Kind.REFUSED)
-            self._fail(Failure(kind, error.cause, error.retry_after_s))
+            self._fail(Failure(kind, error.cause, error.retry_after_s, site))
         except EdgeError as error:
-            self._fail(Failure(Kind.REFUSED, str(error)))
+            self._fail(Failure(Kind.REFUSED, str(error), site=site))
         return None
 
     async def _ask(self, token: Token) -> Granted:

@@ -103,7 +103,9 @@ class Metering:
 
     def _count(self, document: Document, links: Links, counters: LinkCounters) -> None:
         before = self._usages
-        self._usages = metering.counted(before, document, links, counters, self._wall_clock())
+        # The document may be three months old: what has passed since then is known better elsewhere.
+        now_s = self._wall_clock() if self._cells.clock_floor.value is None else 0.0
+        self._usages = metering.counted(before, document, links, counters, now_s)
         for name, usage in self._usages.items():
             if name in before and usage.month != before[name].month:
                 log.info("budget_month_began", uplink=name, month=usage.month)

@@ -29,7 +29,7 @@ RETRY_MAX_S = 6 * 3600.0
 class Renewer:
     """The one writer of the certificate Cell. `credentials` None: they are not ours to renew. `load`: reads the files
     and gives what is there now to who uses it. `vouched`: whether the certificate is of the authority that is to stay
-    when another is on its way out."""
+    when another is on its way out; raises `EdgeError` for files that cannot be read."""
 
     def __init__(
         self,
@@ -64,7 +64,14 @@ class Renewer:
             await trio.sleep(wait_s)
 
     def _good(self, life: Life) -> bool:
-        return self._clock.now_s() < renews_at_s(life) and self._vouched()
+        if self._clock.now_s() >= renews_at_s(life):
+            return False
+        try:
+            return self._vouched()
+        except EdgeError as error:
+            # Files that cannot be read now are no reason to ask for others.
+            log.error("renewal_failed", cause=error.cause)
+            return True
 
     async def _renew(self, credentials: CredentialsPort) -> bool:
         try:

@@ -84,6 +84,9 @@ def read_stored(store: StorePort, site: str, roots: Mapping[str, str]) -> Stored
     if good is not None and digest(good.signed.raw) in given_up and previous is not None:
         # A rollback that was cut short.
         good, previous = previous, None
+    if good is not None and previous is not None and previous.signed == good.signed:
+        # Cut short between the two writes of a confirmation or a rollback: that is no document before this one.
+        previous = None
     pending = load(store.load_pending)
     trial = keep(pending.signed if pending else None)
     if trial is None or digest(trial.signed.raw) in given_up or (good is not None and good.signed == trial.signed):

@@ -41,6 +41,7 @@ ADVICE: Mapping[str, str] = {
     "PeerNotReady": "look at that hub: it is being drained, has no document, or a LAN of it is not well",
     "ServerNotAsked": "",
     "ServerSilent": "",
+    "SiteRevoked": "",
     "TargetFailed": "it is tried again; if it stays, send the output of `cpe-agent support-bundle`",
     "TokenExpired": "",
     "TokenReplaced": "",

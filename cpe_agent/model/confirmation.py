@@ -7,6 +7,9 @@ from __future__ import annotations
 
 import msgspec
 
+# Documents that were given up, and are still remembered.
+REJECTIONS_MAX = 16
+
 
 class Before(msgspec.Struct, frozen=True):
     """How the site fared when it took up a document that is still to be confirmed: the peers that were healthy, the

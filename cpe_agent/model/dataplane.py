@@ -215,7 +215,11 @@ class BlockPolicy(msgspec.Struct, frozen=True, order=True):
 
 
 class Routes(msgspec.Struct, frozen=True):
-    """Routing that is ours, addresses on `lo` that are ours, and whether the router forwards."""
+    """Routing that is ours, addresses on `lo` that are ours, and whether the router forwards.
+
+    `lenient`: connection tracking takes a TCP segment that lies beyond what it has seen of its flow for one of that
+    flow. A hub's must: what is carried to the other hub and comes back has gone on meanwhile, and would be "invalid".
+    """
 
     addresses: frozenset[str] = frozenset()  # "10.255.0.1/32"
     rules: frozenset[Rule] = frozenset()
@@ -223,6 +227,7 @@ class Routes(msgspec.Struct, frozen=True):
     devices: frozenset[str] = frozenset()  # dummy devices
     forwarding: frozenset[int] = frozenset()  # IP versions that forward: 4, 6
     policies: frozenset[BlockPolicy] = frozenset()  # kernel backend
+    lenient: bool = False  # wanted only of hubs; where it is not wanted it is somebody else's matter
 
 
 class Probe(msgspec.Struct, frozen=True, order=True):

@@ -34,6 +34,10 @@ INTERFACE = re.compile(r"[A-Za-z0-9_.@-]{1,15}\Z")
 _HOST = re.compile(r"[A-Za-z0-9._:-]{1,253}")
 # Ten years. What is added to a clock must fit into a float, and into charon's 32 bits.
 SECONDS_MAX = 315_360_000
+# What is counted and compared must fit into a float, and a month after it still be a date.
+BYTES_MAX = 10**18
+MILLISECONDS_MAX = 3_600_000
+YEAR_MAX = 9998
 PORTS = re.compile(r"([1-9][0-9]{0,4})(?:-([1-9][0-9]{0,4}))?\Z")
 PROTOCOLS = {"icmp": 1, "tcp": 6, "udp": 17, "icmpv6": 58}
 
@@ -64,6 +68,8 @@ def check(document: Document) -> None:
     for field, moment in (("issued_at", document.issued_at), ("expires_at", document.expires_at)):
         if moment.tzinfo is None:
             raise DocumentError(field, f"{moment.isoformat()} has no time zone; write it as 2026-01-31T12:00:00Z")
+        if moment.year > YEAR_MAX:
+            raise DocumentError(field, f"{moment.isoformat()} is too late; {YEAR_MAX} is the last possible year")
     if document.expires_at <= document.issued_at:
         raise DocumentError("expires_at", "is not after issued_at")
     _address("site_address", document.site_address)
@@ -74,6 +80,7 @@ def check(document: Document) -> None:
         raise DocumentError("endpoints", "a hub needs at least one")
     for name, peer in document.peers.items():
         _check_peer(name, peer)
+    _check_probed(document)
     for name, class_ in document.classes.items():
         _check_class(f"classes.{name}", name, class_)
     _check_pairs(document)
@@ -171,6 +178,8 @@ def _check_uplinks(uplinks: dict[str, Uplink]) -> None:
             raise DocumentError(f"{path}.mtu", f"is {uplink.mtu}; 1280 to 9216 is possible")
         if not 1 <= uplink.budget_day <= 31:
             raise DocumentError(f"{path}.budget_day", f"is {uplink.budget_day}; a day of the month is 1 to 31")
+        if uplink.monthly_bytes is not None and not 0 <= uplink.monthly_bytes <= BYTES_MAX:
+            raise DocumentError(f"{path}.monthly_bytes", f"is {uplink.monthly_bytes}; 0 to {BYTES_MAX} is possible")
         probe = uplink.probe
         for field in ("active_interval_ms", "standby_interval_ms"):
             value = getattr(probe, field)
@@ -185,8 +194,8 @@ def _check_class(path: str, name: str, class_: Class) -> None:
     _name(path, name)
     for field in ("latency_ms", "jitter_ms"):
         value = getattr(class_, field)
-        if value is not None and value < 1:
-            raise DocumentError(f"{path}.{field}", f"is {value}; at least 1 is possible")
+        if value is not None and not 1 <= value <= MILLISECONDS_MAX:
+            raise DocumentError(f"{path}.{field}", f"is {value}; 1 to {MILLISECONDS_MAX} is possible")
     if class_.loss_percent is not None and not 0 <= class_.loss_percent <= 100:
         raise DocumentError(f"{path}.loss_percent", f"is {class_.loss_percent:g}; 0 to 100 is possible")
     _unique(f"{path}.uplinks", list(class_.uplinks))
@@ -222,6 +231,19 @@ def _check_peer(name: str, peer: Peer) -> None:
     _check_endpoints(f"{path}.endpoints", peer.endpoints)
     if peer.dial and not peer.endpoints:
         raise DocumentError(f"{path}.endpoints", "a peer that is dialled needs at least one")
+
+
+def _check_probed(document: Document) -> None:
+    """Who asks and who is asked inside a path must be of one IP version."""
+    ours = {ipaddress.ip_address(uplink.path_address).version: name for name, uplink in document.uplinks.items()}
+    for name, peer in document.peers.items():
+        for index, endpoint in enumerate(peer.endpoints if peer.dial else ()):
+            for field in ("probe_address", "ready_address"):
+                text = getattr(endpoint, field)
+                for version, uplink in ours.items():
+                    if ipaddress.ip_address(text).version != version:
+                        reason = f"{text} is not of the IP version of uplink {uplink!r}, whose path_address asks it"
+                        raise DocumentError(f"peers.{name}.endpoints[{index}].{field}", reason)
 
 
 def _check_pairs(document: Document) -> None:

@@ -28,6 +28,17 @@ class Token(msgspec.Struct, frozen=True):
         return f"Token(network={self.network!r}, site={self.site!r}, urls={self.urls!r})"
 
 
+class Lying(msgspec.Struct, frozen=True):
+    """A token that somebody has put somewhere: `text`, "" for none. `where`: whence it is, for people; without `text`,
+    why there is none where one was promised, "" if none was."""
+
+    text: str = ""
+    where: str = ""
+
+    def __repr__(self) -> str:
+        return f"Lying(where={self.where!r})"
+
+
 class EnrolmentRequest(msgspec.Struct, frozen=True):
     """`POST /v1/enroll`. `csr` is PEM; the names in it are nobody's concern."""
 

@@ -99,6 +99,10 @@ class SetForwarding(msgspec.Struct, frozen=True):
     on: bool
 
 
+class SetLenient(msgspec.Struct, frozen=True):
+    """Let connection tracking take up TCP flows that went another way for a while."""
+
+
 RouteOp = (
     AddDevice
     | DeleteDevice
@@ -111,6 +115,7 @@ RouteOp = (
     | AddPolicy
     | DeletePolicy
     | SetForwarding
+    | SetLenient
 )
 
 

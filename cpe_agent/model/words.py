@@ -30,6 +30,7 @@ from cpe_agent.model.ops import (
     ReplaceTable,
     RouteOp,
     SetForwarding,
+    SetLenient,
     TerminateChild,
     TerminateIke,
     TunnelOp,
@@ -44,6 +45,8 @@ def describe(op: FirewallOp | RouteOp | TunnelOp) -> str:
             return _firewall(op)
         case SetForwarding():
             return f"turn v{op.family} forwarding {'on' if op.on else 'off'}"
+        case SetLenient():
+            return "let TCP flows that come back from another hub go on"
         case AddDevice():
             return f"add device {op.name}"
         case DeleteDevice():

@@ -11,12 +11,13 @@ import time
 import msgspec
 
 from cpe_controller import audit, reports, rolling, standing
-from cpe_controller.change import DOCUMENTS, Published
+from cpe_controller.change import DOCUMENTS, NETWORK, Published
 from cpe_controller.commands import Answer, Roll, Status
 from cpe_controller.files import SetupError
 from cpe_controller.fleet import SiteStatus, State, counts, fleet
 from cpe_controller.rollout import Phase, Rollout, confirmed, resumed
 from cpe_controller.store import Store
+from cpe_controller.wording import counted
 
 _CONDITIONS_SHOWN = 3
 
@@ -35,7 +36,9 @@ def status(store: Store, command: Status) -> Answer:
         lines.append(_row(one, width, now))
         lines += [f"{'':{width}}    {said}" for said in _remarks(one, now)]
     totals = ", ".join(f"{number} {state.value}" for state, number in counts(found).items() if number)
-    lines.append(f"{len(found)} sites{': ' if totals else ''}{totals}")
+    lines.append(f"{counted(len(found), 'site')}{': ' if totals else ''}{totals}")
+    if store.get(NETWORK) is None:
+        lines.append("no network was applied here yet; next: cpe-controller apply network.yaml")
     rollout, _ = rolling.load(store)
     if rollout is not None and not rollout.phase.over:
         lines += roll_lines(rollout, store)
@@ -53,6 +56,7 @@ def statuses(store: Store, now: float) -> list[SiteStatus]:
 
 def roll(store: Store, command: Roll, by: str) -> Answer:
     if command.do != "show":
+        _refuse(store, command.do)
         audit.append(store, dt.datetime.now(dt.UTC), by, f"rollout {command.do}", {})
         _do(store, command.do, by)
     rollout, _ = rolling.load(store)
@@ -76,17 +80,29 @@ def roll_lines(rollout: Rollout, store: Store) -> list[str]:
     return lines
 
 
+def _refuse(store: Store, do: str) -> None:
+    """What is refused is nobody's deed, and not in the audit."""
+    rollout, _ = rolling.load(store)
+    if rollout is None or rollout.phase.over:
+        raise SetupError("there is no rollout that is under way")
+    _refuse_cut_short(rollout, do)
+
+
+def _refuse_cut_short(rollout: Rollout, do: str) -> None:
+    if rollout.phase is Phase.PREPARING and do != "abort":
+        raise SetupError("its apply was cut short before the first wave; apply again")
+
+
 def _do(store: Store, do: str, by: str) -> None:
     def told(rollout: Rollout) -> Rollout:
-        if rollout.phase is Phase.PREPARING and do != "abort":
-            raise SetupError("its apply was cut short before the first wave; apply again")
+        _refuse_cut_short(rollout, do)
         if do == "resume":
             return resumed(rollout, reports.stored(store), time.time())
         phase, reason = (Phase.PAUSED, f"by {by}") if do == "pause" else (Phase.ABORTED, f"by {by}")
         return _with(rollout, phase, reason)
 
     if rolling.change(store, told) is None:
-        raise SetupError("there is no rollout that is under way")
+        raise SetupError("the rollout ended at this very moment")
 
 
 def _with(rollout: Rollout, phase: Phase, reason: str) -> Rollout:

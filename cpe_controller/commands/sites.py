@@ -48,7 +48,7 @@ def revoke(state_dir: Path, store: Store, told: Setup, command: Revoke, by: str)
     audit.append(store, dt.datetime.now(dt.UTC), by, "revoke", {"site": command.site})
     standing.change(store, command.site, lambda now: msgspec.structs.replace(now, revoked=True))
     said = f"{command.site}: revoked; this controller refuses it from now on"
-    return _with(said, state_dir, store, told, by)
+    return _with(said, state_dir, store, told, by, f"revoke {command.site}")
 
 
 def replace(state_dir: Path, store: Store, told: Setup, command: Replace, by: str) -> Answer:
@@ -59,7 +59,7 @@ def replace(state_dir: Path, store: Store, told: Setup, command: Replace, by: st
     )
     fresh = _new_token(state_dir, store, told, command.site, stands, command.hours, by)
     said = f"{command.site}: a new box may take its place; the one that had it is refused from now on"
-    published = _with(said, state_dir, store, told, by)
+    published = _with(said, state_dir, store, told, by, f"replace {command.site}")
     lines = published.lines
     if not rolling.settled(store):
         lines = (
@@ -76,10 +76,11 @@ def drain(state_dir: Path, store: Store, told: Setup, command: Drain, by: str) -
     others = [site for site in _hubs(store) if site != command.site and not standing.of(store, site).drained]
     if not command.back and not others:
         raise SetupError(f"{command.site} is the last hub that serves: undrain another first")
-    audit.append(store, dt.datetime.now(dt.UTC), by, "undrain" if command.back else "drain", {"site": command.site})
+    deed = "undrain" if command.back else "drain"
+    audit.append(store, dt.datetime.now(dt.UTC), by, deed, {"site": command.site})
     standing.change(store, command.site, lambda now: msgspec.structs.replace(now, drained=not command.back))
     said = "serves again" if command.back else "its branches are to leave it, make before break"
-    return _with(f"{command.site}: {said}", state_dir, store, told, by)
+    return _with(f"{command.site}: {said}", state_dir, store, told, by, f"{deed} {command.site}")
 
 
 def known(store: Store, site: str) -> None:
@@ -94,10 +95,10 @@ def _hubs(store: Store) -> list[str]:
     return [site for site, raw in found if raw and decode(raw).role == "hub"]
 
 
-def _with(said: str, state_dir: Path, store: Store, told: Setup, by: str) -> Answer:
+def _with(said: str, state_dir: Path, store: Store, told: Setup, by: str, what: str) -> Answer:
     """Tell the peers as well. That it cannot be done now takes nothing back."""
     try:
-        published = applying.again(state_dir, store, told, by, allow_mass_removal=True)
+        published = applying.again(state_dir, store, told, by, allow_mass_removal=True, what=what)
     except SetupError as error:
         return Answer((said, f"its peers are NOT told yet, and still accept it: {error}"), exit=1)
     return Answer((said, *published.lines), published.data)

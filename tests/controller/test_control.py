@@ -195,12 +195,17 @@ def test_the_policy_key_may_be_elsewhere(
         assert main([*where, "import", str(bad)]) == 1
         assert "wrong signature" in capsys.readouterr().err
         assert main([*where, "import", str(order)]) == 0
+        capsys.readouterr()
         assert main([*where, "import", str(order)]) == 1  # only once: it is for the network that was in force
+        assert "this change is in already" in capsys.readouterr().err
         with running.client("van-1") as client:
             assert client.get("/v1/document").status_code == 200
         changed = tmp_path / "network.yaml"
         changed.write_text(text.replace("failback_s: 60", "failback_s: 61"))
         assert main([*where, "apply", str(changed), "--key", str(key)]) == 0
+        assert main([*where, "import", str(order)]) == 1
+        assert "older than what is in force" in capsys.readouterr().err
+        assert [deed.what for deed in _audit(state)][-2:] == ["apply", "applied"]  # what came too late is no deed
         # A stolen van is shut out of the API all the same, and it is said that its peers do not know yet.
         capsys.readouterr()
         assert main([*where, "revoke", "van-1"]) == 1

@@ -64,3 +64,16 @@ def test_sites_that_come_and_go_are_told(state: Path, text: str) -> None:
     words = answering.run(state, commands.Diff(text, "x"), "tester").data
     assert words["van-2"] == ["is no longer in the network: its document is withdrawn"]
     assert "peer van-2 goes" in words["cloud"]
+
+
+def test_what_sites_would_refuse_is_said_before(state: Path, text: str) -> None:
+    """By the very rule by which they do."""
+    setup.apply(state, text)
+    less = text.replace("  - {from: branches, to: imaging}\n", "", 1)
+    assert "REFUSE" not in "".join(answering.run(state, commands.Diff(less, "x"), "tester").lines)
+    least = less.replace("  - {from: [hospital-1, van-1], to: directory, initiator: either}\n", "", 1)
+    assert least != less
+    answer = answering.run(state, commands.Diff(least, "x"), "tester")
+    assert answer.lines[-1].startswith("cloud, hospital-1, van-1 would REFUSE this")
+    assert answer.lines[-1].endswith("apply --allow-mass-removal")
+    assert answer.lines[-2] == "4 sites would change, 0 would not"

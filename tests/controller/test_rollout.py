@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from cpe_agent.model.document_check import decode
-from cpe_controller import change, commands, reports, rolling, setup
+from cpe_controller import audit, change, commands, reports, rolling, setup
 from cpe_controller.commands import answering
 from cpe_controller.publish import DOCUMENTS, WAITING
 from cpe_controller.reports import Contact, Rejected, Report, Taken
@@ -353,7 +353,7 @@ def test_rollback_knows_every_network(state: Path, text: str) -> None:
             state, commands.Apply(text.replace("failback_s: 60", f"failback_s: {failback}"), "x", now=True), "eve"
         )
     listed = answering.run(state, commands.Rollback(list=True), "tester")
-    assert len(listed.lines) == 3 and "eve" in listed.lines[0]
+    assert len(listed.lines) == 4 and "eve" in listed.lines[1]
     answering.run(state, commands.Rollback(number=1, now=True), "tester")
     with setup.opened(state) as (store, _):
         published = change.in_force(store, "van-1")
@@ -361,3 +361,35 @@ def test_rollback_knows_every_network(state: Path, text: str) -> None:
         assert published.version == 4
     with pytest.raises(SetupError, match="no network number 9"):
         answering.run(state, commands.Rollback(number=9), "tester")
+
+
+def test_the_list_says_what_one_can_go_back_to(state: Path, text: str) -> None:
+    assert answering.run(state, commands.Rollback(list=True), "tester").lines == ("no network was applied here yet",)
+    with pytest.raises(SetupError, match="no network was applied"):
+        answering.run(state, commands.Rollback(), "tester")
+    answering.run(state, commands.Apply(text, "x", now=True), "eve")
+    answering.run(state, commands.Drain("centre"), "eve")
+    with pytest.raises(SetupError, match=r"no other network .*undrain"):
+        answering.run(state, commands.Rollback(), "tester")
+    answering.run(state, commands.Apply(text.replace("mtu: 1400", "x"), "x", now=True), "eve")
+    answering.run(state, commands.Apply(text.replace("failback_s: 60", "failback_s: 61"), "x", now=True), "eve")
+    answering.run(state, commands.Rollback(now=True), "adam")
+    rows = [line.split() for line in answering.run(state, commands.Rollback(list=True), "tester").lines]
+    assert [" ".join(row[3:]) for row in rows[1:]] == [
+        "eve apply 4 the same network",
+        "eve drain centre 1 the same network",
+        "eve apply 0 the same network",
+        "eve apply 4",
+        "adam rollback to 3 4 in force",
+    ]
+
+
+def test_what_is_refused_is_no_deed(state: Path, text: str) -> None:
+    """Also when a rollout was through long ago."""
+    for _ in range(2):
+        for do in ("pause", "resume", "abort"):
+            with pytest.raises(SetupError, match="no rollout that is under way"):
+                answering.run(state, commands.Roll(do), "tester")
+        with setup.opened(state) as (store, _):
+            assert not [deed for deed in audit.deeds(store) if deed.what.startswith("rollout")]
+        answering.run(state, commands.Apply(text, "x"), "tester")

@@ -160,3 +160,14 @@ def test_what_was_said_outlives_a_restart(state: Path, text: str) -> None:
     # Ended within the second: written all the same.
     [van] = answering.run(state, commands.Status(("van-1",)), "tester").data
     assert van.state is State.DEGRADED
+
+
+def test_a_new_controller_says_what_is_next(state: Path, text: str) -> None:
+    said = answering.run(state, commands.Status(), "tester").lines
+    assert said == ("0 sites", "no network was applied here yet; next: cpe-controller apply network.yaml")
+    applied = answering.run(state, commands.Apply(text, "x"), "tester").lines[-1]
+    assert applied == ("without a box yet: centre, cloud, hospital-1, van-1; next, for each: cpe-controller token SITE")
+    assert answering.run(state, commands.Status(), "tester").lines[-1] == "4 sites: 4 never"
+    # Said once: later it is for status to tell who never called.
+    later = answering.run(state, commands.Apply(text.replace("failback_s: 60", "failback_s: 61"), "x"), "tester")
+    assert later.lines[-1] == "4 changed, 0 unchanged, 0 withdrawn"

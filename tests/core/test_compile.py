@@ -389,6 +389,11 @@ def test_a_hub_that_is_not_willing_has_its_ready_addresses_but_does_not_answer_t
     assert not answers(plan.ruleset, "10.255.1.5"), "that is nobody's"
 
 
+def test_that_a_hub_goes_on_with_flows_that_were_elsewhere() -> None:
+    assert planned(documents.hub()).routes.lenient
+    assert not planned(branch()).routes.lenient, "it has seen all of its flows, and the setting is not its own"
+
+
 def test_ip_versions_that_forward() -> None:
     four = branch(
         lans=(Lan("wards", OWN_LAN, "lan0"),),

@@ -63,6 +63,19 @@ def test_that_it_is_refused(
     assert words in str(refused.value)
 
 
+def test_that_one_dead_path_does_not_speak_against_its_hub() -> None:
+    tracks = _tracks(LTE_CLOUD)
+    tracks[LTE_CLOUD] = msgspec.structs.replace(tracks[LTE_CLOUD], ready=False)
+    assert _plan("hub", "centre", tracks).moving == ("shared",)
+
+
+def test_that_a_hub_that_says_no_on_one_path_is_no_alternative() -> None:
+    tracks = _tracks()
+    tracks[LTE_CLOUD] = msgspec.structs.replace(tracks[LTE_CLOUD], ready=False, unready_rounds=3)
+    with pytest.raises(Refused, match="bundle shared has no healthy alternative"):
+        _plan("hub", "centre", tracks)
+
+
 def test_that_a_bundle_that_nothing_carries_is_mended_first() -> None:
     with pytest.raises(Refused, match="bundle shared is not carried"):
         drill.plan("uplink", "wired", (CENTRE, SHARED), _tracks(), {**ACTIVE, "shared": None}, {})

@@ -64,6 +64,7 @@ def test_what_is_no_token(text: str) -> None:
     with pytest.raises(TokenError) as caught:
         parse_token(text)
     assert FIELDS["k"] not in str(caught.value), "a secret is not quoted"
+    assert "copy the whole of it" in str(caught.value) or "a token begins with" in str(caught.value)
 
 
 @given(st.one_of(st.text(), st.binary().map(lambda b: "cpe1." + base64.urlsafe_b64encode(b).decode())))
@@ -81,6 +82,19 @@ def test_each_way_of_failing_has_a_condition_of_its_own_that_says_what_to_do() -
     assert all(c.reason.startswith("It failed; ") and c.severity is Severity.DOWN for c in found)
 
 
+def test_what_to_type_names_the_site_and_nothing_is_said_twice() -> None:
+    words = "another box has used this token: look which, then replace van-9"
+    reason = condition(Failure(Kind.USED, words, site="van-9")).reason
+    assert reason == f"{words}; `cpe-controller replace van-9` makes one for this box and shuts the other out"
+    assert "`cpe-controller token van-9`" in condition(Failure(Kind.EXPIRED, "ended", site="van-9")).reason
+
+
+def test_one_who_answers_is_not_asked_whether_he_runs() -> None:
+    reason = condition(Failure(Kind.UNREACHABLE, "too many requests: come again in 4 s", 4.0)).reason
+    assert reason == "too many requests: come again in 4 s; it is tried again by itself"
+    assert "controller running?" in condition(Failure(Kind.UNREACHABLE, "no connection in time")).reason
+
+
 @pytest.mark.parametrize("kind", Kind)
 def test_what_mends_itself_is_tried_often_and_what_a_person_mends_rarely(kind: Kind) -> None:
     waits = [wait_s(Failure(kind, ""), attempt) for attempt in range(1, 20)]
@@ -94,4 +108,4 @@ def test_what_mends_itself_is_tried_often_and_what_a_person_mends_rarely(kind: K
 
 
 def test_the_controllers_codes_are_known() -> None:
-    assert {"token_used", "token_expired", "token_unknown", "token_replaced", "busy"} == set(BY_CODE)
+    assert {"token_used", "token_expired", "token_unknown", "token_replaced", "revoked", "busy"} == set(BY_CODE)

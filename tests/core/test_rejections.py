@@ -6,7 +6,6 @@ from cpe_agent.core.confirm import TRIALS_MAX
 from cpe_agent.core.rejections import (
     GAP_S,
     PATIENCE_S,
-    REJECTIONS_MAX,
     Rejections,
     Waiting,
     acquitted,
@@ -17,7 +16,7 @@ from cpe_agent.core.rejections import (
     one_more,
     with_bytes,
 )
-from cpe_agent.model.confirmation import Rejection
+from cpe_agent.model.confirmation import REJECTIONS_MAX, Rejection
 
 ORDER, BEFORE = (1, 2), (1, 1)
 BAD = Rejection(1, 2, "centre did not come back", True, sha256="ab")

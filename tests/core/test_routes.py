@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TypeVar
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -30,6 +31,7 @@ from cpe_agent.model.ops import (
     DeleteRule,
     RouteOp,
     SetForwarding,
+    SetLenient,
 )
 
 T = TypeVar("T")
@@ -121,6 +123,13 @@ def test_forwarding_goes_off_first_and_on_last(wanted: Routes, observed: Routes)
     on = [i for i, op in enumerate(ops) if isinstance(op, SetForwarding) and op.on]
     assert off == list(range(len(off)))
     assert on == list(range(len(ops) - len(on), len(ops)))
+
+
+@pytest.mark.parametrize(("wanted", "observed"), [(True, False), (True, True), (False, False), (False, True)])
+def test_that_only_a_strictness_that_harms_is_touched(wanted: bool, observed: bool) -> None:
+    ops = diff(Routes(forwarding=frozenset({4}), lenient=wanted), Routes(lenient=observed))
+    needed = (SetLenient(),) if wanted and not observed else ()
+    assert ops == (*needed, SetForwarding(4, True)), "and before the first packet is forwarded"
 
 
 @given(routings, routings)

@@ -204,6 +204,14 @@ class TestRoutes:
             (FOREIGN, "v4 rule 99 from 10.0.0.1 table 254")
         ]
 
+    def test_connection_tracking_that_would_stop_flows(self) -> None:
+        strict = msgspec.structs.replace(WANTED_HUB.routes, lenient=False)
+        told = verify(WANTED_HUB, (), WANTED_HUB.ruleset, strict, in_sync(WANTED_HUB))
+        assert [(d.kind, d.what) for d in told] == [
+            (ALTERED, "connection tracking is strict: TCP flows that come back from another hub stop")
+        ]
+        assert found(routes=msgspec.structs.replace(WANTED.routes, lenient=True)) == [], "not a branch's matter"
+
     def test_addresses_devices_and_forwarding(self) -> None:
         routes = msgspec.structs.replace(
             WANTED.routes, addresses=frozenset({"10.9.9.9/32"}), devices=frozenset({"cpe0"}), forwarding=frozenset({6})

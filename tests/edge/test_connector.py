@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import socket
 
 import pytest
@@ -43,3 +44,11 @@ async def test_that_silence_is_a_no_in_time() -> None:
 
 async def test_that_an_address_that_is_not_ours_is_a_no() -> None:
     assert not await TcpConnector().connects("192.0.2.77", "127.0.0.1", 80, 0.3)
+
+
+async def test_that_a_kernel_without_ipv6_is_a_no(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise OSError(errno.EAFNOSUPPORT, "Address family not supported by protocol")
+
+    monkeypatch.setattr(trio.socket, "socket", refused)
+    assert not await TcpConnector().connects("fd00::1", "fd00::2", 443, 1.0)

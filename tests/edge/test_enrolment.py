@@ -18,6 +18,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
+from cpe_agent import newcomer
 from cpe_agent.core.enrolment import Kind
 from cpe_agent.edge.credentials import Credentials
 from cpe_agent.edge.enrolment import HttpsEnrolment
@@ -27,8 +28,9 @@ from cpe_agent.edge.store import FileStore
 from cpe_agent.edge.tokens import find_token
 from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.enrol import Enroller
-from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest
+from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Lying
 from cpe_agent.ports import EdgeError, EnrolmentError
+from cpe_agent.settings import parse_settings
 from tests.edge.authority import NOW, Authority
 from tests.edge.tls_server import Stream, TlsServer, response, serve
 from tests.fakes.store import FakeStore
@@ -124,7 +126,7 @@ class Bed:
         clock.load()
         now = self.now
         port = HttpsEnrolment(names or Names(store), clock.now_s if now is None else lambda: now)
-        return Enroller(port, Credentials(self.state), store, clock, "box-1", lambda: self.token)
+        return Enroller(port, Credentials(self.state), store, clock, "box-1", lambda: Lying(self.token))
 
     async def enrol(self, seconds: float = 2.0, names: Names | None = None) -> tuple[Enrolment | None, Enroller]:
         enroller = self.enroller(names)
@@ -181,6 +183,7 @@ def _public(csr: str) -> bytes:
         ("409 Conflict", "token_used", Kind.USED),
         ("410 Gone", "token_expired", Kind.EXPIRED),
         ("410 Gone", "token_replaced", Kind.REPLACED),
+        ("403 Forbidden", "revoked", Kind.REVOKED),
         ("400 Bad Request", "csr_bad", Kind.REFUSED),
     ],
 )
@@ -272,6 +275,30 @@ async def test_nobody_there(bed: Bed) -> None:
     bed.token = bed.token_for("https://127.0.0.1:9")
     _, enroller = await bed.enrol(1.0)
     assert enroller.failure.kind is Kind.UNREACHABLE
+    assert enroller.failure.words == "https://127.0.0.1:9: cannot connect: Connection refused"
+
+
+class TestAtAShell:
+    """`cpe-agent enroll` without a daemon."""
+
+    async def enroll(self, bed: Bed, told: list[str]) -> newcomer.LetIn:
+        text = f"state_dir: {bed.state}\nrun_dir: {bed.directory}/run\n"
+        settings = parse_settings(bed.directory / "agent.yaml", text.encode())
+        return await trio.to_thread.run_sync(newcomer.enroll, settings, bed.token, told.append)
+
+    async def test_people_are_told_in_words_and_not_in_a_log(self, bed: Bed, capfd: pytest.CaptureFixture[str]) -> None:
+        await bed.serve()
+        bed.controller.refusals = [refusal("429 Too Many Requests", "busy", "come again", **{"retry-after": "1"})]
+        told: list[str] = []
+        assert await self.enroll(bed, told) == ("van-1", False)
+        assert told[0].endswith("come again; it is tried again by itself")
+        assert capfd.readouterr() == ("", "")
+
+    async def test_a_revoked_site_is_not_asked_about_for_ever(self, bed: Bed) -> None:
+        await bed.serve()
+        bed.controller.refusals = [refusal("403 Forbidden", "revoked", "van-1 is revoked")] * 9
+        with pytest.raises(newcomer.NotLetIn, match="cpe-controller replace van-1"), trio.fail_after(10):
+            await self.enroll(bed, [])
 
 
 class TestCredentials:
@@ -334,22 +361,26 @@ class TestTokens:
     def test_where_it_is_looked_for(self, tmp_path: Path) -> None:
         sticks = [f"{tmp_path}/media/*", f"{tmp_path}/run/*/*"]
         file = tmp_path / "token"
-        assert find_token(None, file, sticks) == ""
+        missing = f"{file} cannot be read: No such file or directory"
+        assert find_token(None, file, sticks) == Lying("", missing)
+        assert find_token(None, None, sticks) == Lying()
         stick = tmp_path / "run/user/STICK"
         stick.mkdir(parents=True)
         (stick / "cpe-token").write_text("cpe1.stick\r\n")
-        assert find_token(None, file, sticks) == "cpe1.stick"
+        assert find_token(None, file, sticks) == Lying("cpe1.stick", str(stick / "cpe-token"))
         file.write_text("cpe1.file\n")
-        assert find_token(None, file, sticks) == "cpe1.file"
-        assert find_token("cpe1.settings", file, sticks) == "cpe1.settings"
+        assert find_token(None, file, sticks) == Lying("cpe1.file", str(file))
+        assert find_token("cpe1.settings", file, sticks) == Lying("cpe1.settings")
+        file.write_text(" ")
+        assert find_token(None, file, []) == Lying("", f"{file} is empty")
 
     def test_what_lies_there_may_be_anything(self, tmp_path: Path) -> None:
         stick = tmp_path / "media/STICK"
         (stick / "cpe-token").mkdir(parents=True)
-        assert find_token(None, None, [f"{tmp_path}/media/*"]) == ""
+        assert find_token(None, None, [f"{tmp_path}/media/*"]).text == ""
         file = tmp_path / "token"
         file.write_bytes(b"\xff" * 100_000)
-        assert len(find_token(None, file, [])) <= 8192
+        assert len(find_token(None, file, []).text) <= 8192
 
 
 def test_an_error_says_who_said_it() -> None:

@@ -14,6 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from cpe_agent.core.routes import diff
 from cpe_agent.edge.netlink import Netlink
+from cpe_agent.edge.ourroutes import LENIENT
 from cpe_agent.model.dataplane import Route, Routes, Rule
 from cpe_agent.model.observed import Link, Links
 from cpe_agent.model.ops import (
@@ -27,6 +28,7 @@ from cpe_agent.model.ops import (
     DeleteRule,
     RouteOp,
     SetForwarding,
+    SetLenient,
 )
 from cpe_agent.model.words import describe
 from cpe_agent.ports import EdgeError, RoutePort
@@ -217,6 +219,19 @@ async def test_a_lost_link_is_told_by_name(bed: Bed, lose: str) -> None:
                 bed.world.set_carrier(True)
                 while not (await bed.port.links()).by_name[WAN].up:
                     assert WAN not in await anext(changes)
+
+
+async def test_connection_tracking_is_made_lenient_and_read_back(bed: Bed) -> None:
+    assert not (await bed.port.read()).lenient
+    try:
+        await settle(bed.port, Routes(lenient=True))
+        await bed.port.apply([SetLenient()])
+        assert (await bed.port.read()).lenient
+    finally:
+        # What is not wanted is left alone: here it is this test's own doing.
+        if bed.real:
+            LENIENT.write_text("0")
+    assert not bed.real or not (await bed.port.read()).lenient, "a change by somebody else is seen"
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from cpe_agent.edge.store import (
     USAGES,
     FileStore,
 )
-from cpe_agent.model.confirmation import Before, Rejection
+from cpe_agent.model.confirmation import REJECTIONS_MAX, Before, Rejection
 from cpe_agent.model.usage import Life, Usage
 from cpe_agent.ports import EdgeError, Pending, SignedDocument, Signers, StorePort
 from tests.fakes.store import FakeStore
@@ -56,6 +56,13 @@ class TestContract:
         assert restart().load_clock_floor() == 0.0
         assert restart().load_drained() is False
         assert restart().load_usages() == {}
+
+    def test_what_a_hub_has_given_up_is_not_too_long_to_be_read(self, restart: Restart) -> None:
+        """Else its removed peers would have their access back after a restart."""
+        removed = tuple(f"hospital-with-a-long-name-{number:05}" for number in range(10_000))
+        given_up = tuple(Rejection(1, version, "no", True, removed) for version in range(REJECTIONS_MAX))
+        restart().save_rejections(given_up)
+        assert restart().load_rejections() == given_up
 
     def test_a_hub_is_drained_until_it_is_undrained(self, restart: Restart) -> None:
         for drained in (True, True, False, True):

@@ -27,6 +27,7 @@ from cpe_agent.model.ops import (
     DeleteRule,
     RouteOp,
     SetForwarding,
+    SetLenient,
 )
 from cpe_agent.ports import EdgeError
 
@@ -50,6 +51,7 @@ class FakeRoutes:
         self._routes: set[Route] = set()
         self._devices: set[str] = set()
         self._forwarding: set[int] = set()
+        self._lenient = False
         self._policies: set[BlockPolicy] = set()
         self._links: dict[str, Link] = {"lo": Link("lo", True)}
         # Administratively down is more than without carrier: routes go.
@@ -101,6 +103,7 @@ class FakeRoutes:
             devices=frozenset(self._devices),
             forwarding=frozenset(self._forwarding),
             policies=frozenset(self._policies),
+            lenient=self._lenient,
         )
 
     async def strangers(self) -> tuple[str, ...]:
@@ -187,6 +190,8 @@ class FakeRoutes:
                     self._forwarding.add(op.family)
                 else:
                     self._forwarding.discard(op.family)
+            case SetLenient():
+                self._lenient = True
 
     def _need(self, version: int) -> None:
         if version not in self.versions:

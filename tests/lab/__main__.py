@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
+from tests.lab.commands import BIN, put
 from tests.lab.container import REPOSITORY, LabError
 from tests.lab.lab import Lab
-from tests.lab.provision import provision
+from tests.lab.provision import network_yaml, probed, provision
 from tests.lab.running import find
 
 
@@ -52,8 +53,9 @@ def _up(name: str, *, bare: bool) -> int:
         signal.signal(number, end)
     with Lab(name=name, say=print) as lab:
         if not bare:
-            provision(lab)
+            provision(lab, probed(network_yaml(lab.network)))
             lab.start()
+            put(lab.container)
         print(_how_to_look_inside(lab), flush=True)
         ended.wait()
         print("\nending the lab")
@@ -67,19 +69,11 @@ def _exec(name: str, namespace: str, argv: list[str]) -> int:
     names = sorted(path.name for path in Path(f"/proc/{pid}/root/run/netns").iterdir())
     if namespace not in names:
         raise LabError(f"has no {namespace!r}; it has {', '.join(names)}")
-    argv = _of_the_site(namespace, argv) or [os.environ.get("SHELL", "sh")]
-    inside = ["ip", "netns", "exec", namespace, *argv]
-    os.execvp("nsenter", ["nsenter", f"--target={pid}", "-m", "-p", "-n", f"--wdns={REPOSITORY}", "--", *inside])
-
-
-def _of_the_site(site: str, argv: list[str]) -> list[str]:
-    """`cpe-agent` and `swanctl` look where Debian would have them; in a lab each site has its own place."""
-    if argv[:1] == ["cpe-agent"]:
-        command = str(Path(sys.executable).with_name("cpe-agent"))
-        return [command, *argv[1:2], "--config", f"/run/{site}/agent.yaml", *argv[2:]]
-    if argv[:1] == ["swanctl"]:
-        return [*argv, "--uri", f"unix:///run/{site}/charon.vici"]
-    return argv
+    inside = ["ip", "netns", "exec", namespace, *(argv or [os.environ.get("SHELL", "sh")])]
+    # There the commands know which site they are typed at; and other programs of the virtual environment are there too.
+    path = f"{BIN}:{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    env = os.environ | {"PATH": path, "SITE": namespace}
+    os.execvpe("nsenter", ["nsenter", f"--target={pid}", "-m", "-p", "-n", f"--wdns={REPOSITORY}", "--", *inside], env)
 
 
 def _folded(label: str, words: list[str]) -> str:
@@ -107,11 +101,13 @@ def _how_to_look_inside(lab: Lab) -> str:
             "Look inside, from another terminal:",
             f"  {this} exec hospital-1 -- cpe-agent status",
             f"  {this} exec hospital-1 -- cpe-agent verify",
-            f"  {this} exec centre -- cpe-agent drain        (undrain takes it back)",
-            f"  {this} exec hospital-1 -- swanctl --list-sas",
-            f"  {this} exec hospital-1 -- ip route show table all proto 155",
-            f"  {this} exec hospital-1 -- nft list ruleset",
-            f"  {this} exec hospital-1 -- curl http://127.0.0.1:9273/metrics",
+            f"  {this} exec hospital-1 -- cpe-agent drill uplink wired",
+            f"  {this} exec centre -- cpe-agent drain    (or undrain)",
+            f"  {this} exec controller -- cpe-controller status",
+            f"  {this} exec van-1 -- swanctl --list-sas",
+            f"  {this} exec van-1 -- ip route show table all proto 155",
+            f"  {this} exec van-1 -- nft list ruleset",
+            f"  {this} exec van-1 -- curl http://127.0.0.1:9273/metrics",
             f"  {this} exec hospital-1-host -- curl http://10.50.0.10/",
             f"  {this} exec net-hospital-1-wired -- tcpdump -ni cpe",
             f"  {this} exec hospital-1        (a shell)",

@@ -1,22 +1,27 @@
 """Gives and takes bytes by the megabyte. Stand-alone: runs on a server host of the lab.
 
-GET /N answers with N bytes; PUT takes what comes and answers with how many bytes that were.
+GET /N answers with N bytes; PUT takes what comes and answers with how many bytes that were. `--rate` is how many bytes
+it gives in a second, at most; without it, as many as pass.
 """
 
 from __future__ import annotations
 
 import argparse
 import socket
+import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
 
 BYTES_MAX = 100_000_000
+PIECE_S = 0.02
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--port", type=int, required=True)
+    parser.add_argument("--rate", type=int, default=0)
     arguments = parser.parse_args()
+    piece = int(arguments.rate * PIECE_S) or BYTES_MAX
 
     class Bulk(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -34,7 +39,11 @@ def main() -> None:
             self.send_response(200)
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
-            self.wfile.write(body)
+            for first in range(0, len(body), piece):
+                began_s = time.monotonic()
+                self.wfile.write(body[first : first + piece])
+                if arguments.rate:
+                    time.sleep(max(0.0, began_s + PIECE_S - time.monotonic()))
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6

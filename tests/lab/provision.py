@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Mapping
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from tests.lab.topology import Network, Site
 CONTROLLER_PORT = 8443
 CONTROLLER_STATE = "/run/controller"
 NETWORK_YAML = "/run/network.yaml"
+SERVER = 10  # the last byte of a server's address
 METRICS = "127.0.0.1:9273"
 POLICY = {"failback_s": 3}  # so that a demo can show it
 OVERLAY = "10.255.0.0/24"  # inner addresses of paths, endpoints and sites
@@ -78,6 +80,14 @@ def network_yaml(network: Network) -> str:
         "services": {name: {"subnet": subnet} for subnet, name in names.items()},
         "permits": [{"from": "branches", "to": name} for name in names.values()],
     }
+    return yaml.safe_dump(described, sort_keys=False)
+
+
+def probed(text: str) -> str:
+    """The same network.yaml with every service's server asked, so that a drill has something to measure."""
+    described: dict[str, Any] = yaml.safe_load(text)
+    for service in described["services"].values():
+        service["probe"] = {"kind": "icmp", "address": str(IPv4Network(service["subnet"])[SERVER])}
     return yaml.safe_dump(described, sort_keys=False)
 
 

@@ -133,6 +133,8 @@ def told_route_op(op: ops.RouteOp) -> str:
             what = f"route {route.destination} {via} table {route.table}"
         case ops.SetForwarding(family, on):
             return f"forwarding {family} {'on' if on else 'off'}"
+        case ops.SetLenient():
+            return "lenient"
     return f"{'add' if type(op).__name__.startswith('Add') else 'delete'} {what}"
 
 

@@ -115,6 +115,19 @@ async def test_that_an_agent_that_was_killed_says_so_when_it_is_back(autojump_cl
         assert [record.outcome for record in _records(world)] == ["began", "interrupted"]
 
 
+async def test_that_a_document_that_takes_its_bundles_away_ends_it(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(_probed())
+    async with world.agent() as agent:
+        await trio.sleep(20)
+        agent.drills.start("uplink", "wired")
+        world.publish(branch(2, pairs=(), allow_mass_removal=True))
+        await trio.sleep(5)
+        assert not agent.drills.progress().running and not agent.cells.taken_out.value
+        ended = _records(world)[-1]
+        assert ended.outcome == "aborted" and "carried by no path" in ended.words
+
+
 async def test_that_nothing_is_taken_out_that_cannot_be_written_down(autojump_clock: MockClock) -> None:
     world = World()
     world.publish(_probed())

@@ -19,7 +19,7 @@ from cpe_agent.loops.clock import FlooredClock
 from cpe_agent.loops.enrol import Enroller
 from cpe_agent.loops.renew import Renewer
 from cpe_agent.model.document import SigningKey
-from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted
+from cpe_agent.model.enrolment import Enrolment, EnrolmentRequest, Granted, Lying
 from cpe_agent.ports import EdgeError, EnrolmentError
 from tests.fakes.controller import FakeController
 from tests.fakes.credentials import FakeCredentials
@@ -76,12 +76,16 @@ class Bed:
         self.credentials = FakeCredentials()
         self.store = FakeStore()
         self.lying = ""
+        self.where = ""
         self.enroller = self.restarted()
 
     def restarted(self) -> Enroller:
         clock = FlooredClock(self.store)
-        self.enroller = Enroller(self.port, self.credentials, self.store, clock, "box-1", lambda: self.lying)
+        self.enroller = Enroller(self.port, self.credentials, self.store, clock, "box-1", self.lies)
         return self.enroller
+
+    def lies(self) -> Lying:
+        return Lying(self.lying, self.where)
 
     def kind(self) -> Kind:
         return self.enroller.failure.kind
@@ -122,6 +126,18 @@ async def test_without_a_token_it_waits_for_one(autojump_clock: MockClock) -> No
         assert trio.current_time() - began == pytest.approx(10, abs=0.1), "at once"
 
 
+async def test_where_a_token_is_that_cannot_be_read(autojump_clock: MockClock) -> None:
+    bed = Bed()
+    bed.lying, bed.where = token()[:-9], "/media/stick/cpe-token"
+    assert await run(bed) is None
+    assert bed.kind() is Kind.UNREADABLE
+    assert bed.enroller.failure.words.startswith("/media/stick/cpe-token: the token is damaged")
+    bed.lying, bed.where = "", "/nofile cannot be read: No such file or directory"
+    assert await run(bed) is None
+    assert bed.kind() is Kind.NO_TOKEN
+    assert "/nofile cannot be read" in bed.enroller.conditions()[0].reason
+
+
 @pytest.mark.parametrize(
     ("code", "kind"),
     [
@@ -129,6 +145,7 @@ async def test_without_a_token_it_waits_for_one(autojump_clock: MockClock) -> No
         ("token_expired", Kind.EXPIRED),
         ("token_unknown", Kind.UNKNOWN),
         ("token_replaced", Kind.REPLACED),
+        ("revoked", Kind.REVOKED),
         ("no_dns", Kind.NO_DNS),
         ("captive", Kind.CAPTIVE),
         ("clock", Kind.CLOCK),
@@ -253,6 +270,20 @@ class TestRenewal:
         with trio.move_on_after(24 * 3600):
             await renewer.run()
         assert 2 <= len(port.renewals) <= 20
+
+    async def test_files_that_cannot_be_read_for_a_while_end_nothing(self, autojump_clock: MockClock) -> None:
+        cells, port, credentials, renewer, loaded = self.bed(age_days=1)
+        readable_at = trio.current_time() + 2 * 3600
+
+        def vouched() -> bool:
+            if trio.current_time() < readable_at:
+                raise EdgeError("identity", "load", "key.pem: Input/output error")
+            return bool(loaded)
+
+        renewer = Renewer(cells, port, credentials, renewer._clock, renewer._load, lambda: [""], vouched)
+        with trio.move_on_after(5 * 3600):
+            await renewer.run()
+        assert port.renewals == ["csr of key 2"]
 
     async def test_an_old_one_is_replaced_once_with_a_new_key(self, autojump_clock: MockClock) -> None:
         cells, port, credentials, renewer, loaded = self.bed(age_days=101)

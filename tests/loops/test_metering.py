@@ -235,3 +235,22 @@ async def test_an_uplink_that_leaves_the_document_keeps_its_count(autojump_clock
         cells.document.set(metered(version=3))
         await trio.sleep(SOON_S)
         assert cells.usages.value["lte"].month_bytes == 1000
+
+
+async def test_a_clock_that_goes_behind_the_floor_forgives_nothing(autojump_clock: MockClock) -> None:
+    meter = Meter()
+    meter.wall_offset_s += 70 * DAY_S
+    async with meter.agent() as cells:
+        await trio.sleep(SOON_S)
+        meter.kernel.carry("lte", MONTHLY // 2)
+        await trio.sleep(SOON_S)
+        # It says January for a while; the document was issued before that.
+        cells.clock_floor.set(meter.wall_clock())
+        meter.wall_offset_s -= 60 * DAY_S
+        meter.kernel.carry("lte", MONTHLY // 2)
+        await trio.sleep(SOON_S)
+        assert cells.budgets.value == {"lte": Budget.SPENT}
+        meter.wall_offset_s += 60 * DAY_S
+        cells.clock_floor.set(None)
+        await trio.sleep(SOON_S)
+        assert cells.budgets.value == {"lte": Budget.SPENT}

@@ -15,8 +15,9 @@ from typing import IO
 
 from cpe_agent.model.condition import Severity, Status
 from tests.lab import watch
+from tests.lab.commands import BIN, put, tool
 from tests.lab.container import REPOSITORY, Completed, Container, Process, wait_until
-from tests.lab.lab import CONTROLLER_STATE, Lab
+from tests.lab.lab import Lab
 
 # Pages whose commands tests/scenarios/test_documented.py runs, all but those that others run. The other README has the
 # same commands, which tests/docs holds to be so.
@@ -38,18 +39,10 @@ BY_OTHERS = {
     "make lab": "tests/scenarios/test_documented.py::test_make_lab_and_what_it_says",
 }
 TOKEN = "cpe1.eyJu..."
-BIN = "/run/bin"
 WORK = "/run/work"
 UP_S = 40.0
 # A drill holds still for some seconds before and after.
 COMMAND_S = 90.0
-
-
-def _tool(container: Container, name: str, script: str) -> None:
-    path = container.path(f"{BIN}/{name}")
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(f"#!/bin/sh\n{script}\n")
-    path.chmod(0o755)
 
 
 def typed(text: str) -> list[str]:
@@ -63,11 +56,7 @@ class Sites:
     def __init__(self, lab: Lab) -> None:
         self.lab = lab
         self.token = ""
-        _tool(
-            lab.container, "cpe-controller", f'exec {sys.executable} -m cpe_controller --state {CONTROLLER_STATE} "$@"'
-        )
-        agent = f'name=$1; shift; exec {sys.executable} -m cpe_agent "$name" --config "/run/$SITE/agent.yaml" "$@"'
-        _tool(lab.container, "cpe-agent", agent)
+        put(lab.container)
         lab.path(WORK).mkdir(exist_ok=True)
 
     def run(self, text: str, site: str) -> Completed:
@@ -103,7 +92,7 @@ class Alone:
             f"ln -s {REPOSITORY}/.venv {WORK}/.venv",
         ):
             container.run(shlex.split(command))
-        _tool(container, "cpe-controller", f'exec {sys.executable} -m cpe_controller "$@"')
+        tool(container, "cpe-controller", f'exec {sys.executable} -m cpe_controller "$@"')
 
     def run(self, text: str) -> Completed:
         if text == "cpe-controller serve":

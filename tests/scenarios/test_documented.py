@@ -32,7 +32,7 @@ def typed_on(page: str) -> list[str]:
 @pytest.fixture(scope="module")
 def sites() -> Iterator[Sites]:
     with Lab(name="documented") as lab:
-        provision.provision(lab)
+        provision.provision(lab, provision.probed(provision.network_yaml(lab.network)))
         lab.start()
         watch.wait_all_up(lab, UP_S)
         yield Sites(lab)
@@ -170,8 +170,13 @@ def test_make_lab_and_what_it_says(tmp_path: Path) -> None:
         wait_until("the lab is up", lambda: "Ctrl-C ends it" in log.read_text() or running.poll() is not None, UP_S)
         lines = re.findall(r"^  (\S+ -m tests\.lab exec .*)$", log.read_text(), re.MULTILINE)
         assert len(lines) >= 8
+        assert [line for line in log.read_text().splitlines() if "tests.lab exec" in line and len(line) > 80] == []
         for line in lines:
             _typed_in_the_lab(re.sub(r"\s{2,}\(.*\)$", "", line))
+        this = lines[0].partition(" exec ")[0]
+        # At a site's own shell too, and the controller's.
+        _typed_in_the_lab(f"{this} exec {BOX} -- sh -c 'cd / && cpe-agent verify --json'")
+        _typed_in_the_lab(f"{this} exec controller -- sh -c 'cpe-controller audit | grep apply'")
     finally:
         os.killpg(running.pid, signal.SIGINT)
         code = running.wait(UP_S)
