@@ -83,7 +83,7 @@ def installed() -> Path:
         unpack(clean(), beside)
         shutil.copy(deb, beside / "root")
         (beside / "root" / "installed.log").write_text(
-            inside(beside, f"apt-get -q update && apt-get -qy install ./{deb.name}")
+            inside(beside, f"apt-get -q -o APT::Update::Error-Mode=any update && apt-get -qy install ./{deb.name}")
         )
         beside.rename(tree)
     return tree
