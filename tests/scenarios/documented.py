@@ -72,7 +72,9 @@ class Sites:
 
 
 def _whole(report: Status) -> bool:
-    return report.severity is Severity.OK and watch.all_up(report) and watch.confirmed(report)
+    # What an operator gave up is told until there is a newer one, and nothing waits for it.
+    wrong = [c for c in report.conditions if c.severity is not Severity.OK and c.type != "DocumentReverted"]
+    return not wrong and watch.all_up(report) and watch.confirmed(report)
 
 
 class Alone:
