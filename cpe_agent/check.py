@@ -14,7 +14,6 @@ import msgspec
 import trio
 
 from cpe_agent import comparison
-from cpe_agent.core import obey
 from cpe_agent.core.compile import Site, compile_dataplane
 from cpe_agent.edge.identity import load_identity
 from cpe_agent.edge.ipsec import resolve
@@ -61,12 +60,9 @@ def check_file(file: Path, settings: Settings) -> Checked:
     except DocumentError as error:
         raise Wrong(f"{file}: {error}") from None
     notes = [f"{condition.type} {condition.subject}: {condition.reason}" for condition in obstacles]
-    try:
-        obey.obey(content, settings.site, None, comparison.stored_document(settings), obey.Clock(0.0, trusted=False))
-    except DocumentError as error:
-        notes.append(f"the agent would refuse it now: {error}")
-    except comparison.NoDocument:
-        pass
+    in_force = comparison.stored_or_none(settings)
+    if in_force is not None and (why := comparison.objection(content, settings.site, in_force)):
+        notes.append(f"the agent would refuse it now: {why}")
     said = f"{len(document.uplinks)} uplinks, {len(document.peers)} peers, {len(document.pairs)} pairs"
     return Checked((f"{file}: a good document for {document.site}: {said}.",), tuple(notes))
 

@@ -29,7 +29,7 @@ from cpe_agent.edge.netlink import Netlink
 from cpe_agent.edge.nftables import NftablesFirewall
 from cpe_agent.edge.store import FileStore
 from cpe_agent.loops.clock import FlooredClock
-from cpe_agent.loops.stored import read_stored
+from cpe_agent.loops.stored import NO_CLOCK, read_stored
 from cpe_agent.model.condition import Condition
 from cpe_agent.model.dataplane import Backend, Dataplane, Routes, Ruleset
 from cpe_agent.model.difference import Difference, Verification
@@ -118,14 +118,21 @@ def plan(settings: Settings, candidate: bytes | None) -> Preview:
         wanted, living.ruleset, living.routes, living.charon, pair_of, to_the_end=candidate is not None
     )
     notes = [f"{condition.subject}: {condition.reason}" for condition in obstacles]
-    if candidate is not None and old is not None:
-        try:
-            obey.obey(candidate, settings.site, None, old, obey.Clock(0.0, trusted=False))
-        except DocumentError as error:
-            notes.append(f"the agent would refuse this document: {error}")
+    if candidate is not None and old is not None and (why := objection(candidate, settings.site, old)):
+        notes.append(f"the agent would refuse this document: {why}")
     if living.charon is None:
         notes.append(f"nothing is known of the tunnels: charon does not answer: {living.charon_error}")
     return Preview(settings.site, document.epoch, document.version, len(operations), operations, tuple(notes))
+
+
+def objection(candidate: bytes, site: str, in_force: Document) -> str:
+    """Why the agent would refuse this document after the one in force; "" if it would not. Nobody needs to have signed
+    it, and the time of day is left out."""
+    try:
+        obey.obey(candidate, site, None, in_force, NO_CLOCK)
+    except DocumentError as error:
+        return str(error)
+    return ""
 
 
 def settled(settings: Settings) -> Settings:
