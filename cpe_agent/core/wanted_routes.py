@@ -15,8 +15,9 @@ Pure. Theory of operation, by rule priority:
    interface gets as far as that: the rules name `lo`, by which only the router's own packets enter.
 
 Each of the first three is followed by a rule of the same packets into a table where all that it is about leads nowhere.
-No packet gets as far as that but while somebody has emptied OVERLAY or INBOUND. Then a LAN's packets would go on to the
-internet, and so would what the router itself says, such as that it cannot deliver what a tunnel has brought.
+No packet gets as far as that but while somebody has emptied OVERLAY or INBOUND, or taken an inner address away. Then a
+LAN's packets would go on to the internet, and so would what the router itself says, such as that it cannot deliver what
+a tunnel has brought.
 """
 
 from __future__ import annotations
@@ -57,9 +58,10 @@ def routes(document: Document, uplinks: Iterable[ResolvedUplink], links: Links, 
             wanted_rules.add(Rule(family, dp.PRIORITY_LAN_IN, dp.INBOUND, iif=interface))
             wanted_rules.add(Rule(family, dp.PRIORITY_LAN_SHUT, dp.INBOUND_SHUT, iif=interface))
     wanted_routes |= _lan_routes(document, links, backend)
+    wanted_routes |= {Route(dp.OVERLAY_SHUT, subnet) for subnet in protected_subnets(document)}
     own = {lan.subnet for lan in document.lans}
     for subnet in remote_subnets(document) - own:
-        wanted_routes |= {Route(dp.OVERLAY, subnet), Route(dp.OVERLAY_SHUT, subnet)}
+        wanted_routes.add(Route(dp.OVERLAY, subnet))
         # The dummy device is ours to make; the other one charon makes.
         if backend is Backend.KERNEL or backend.device in links.by_name:
             wanted_routes.add(Route(dp.OVERLAY, subnet, backend.device, metric=dp.METRIC_TUNNEL))
@@ -107,6 +109,13 @@ def remote_subnets(document: Document) -> set[str]:
     return found
 
 
+def protected_subnets(document: Document) -> set[str]:
+    """All that must never be seen on an uplink, as networks: what lies behind tunnels, own LANs, and the router's own
+    inner addresses, which somebody may have taken from it."""
+    own = {host(address) for address in own_addresses(document)}
+    return own | remote_subnets(document) | {lan.subnet for lan in document.lans}
+
+
 def _families(document: Document, uplinks: Iterable[ResolvedUplink]) -> set[int]:
     """IP versions that our routing must lock: 4 always (a stray IPv4 LAN host is always possible), 6 if in use."""
     texts = [lan.subnet for lan in document.lans] + [u.path_address for u in document.uplinks.values()]
@@ -117,8 +126,8 @@ def _families(document: Document, uplinks: Iterable[ResolvedUplink]) -> set[int]
 
 
 def _lan_routes(document: Document, links: Links, backend: Backend) -> set[Route]:
-    """Own LANs beside the protected subnets, so that a wider one of these cannot swallow them."""
-    found = {Route(dp.OVERLAY_SHUT, lan.subnet) for lan in document.lans}
+    """Own LANs in OVERLAY, so that a wider protected subnet cannot swallow them."""
+    found: set[Route] = set()
     tables = [dp.OVERLAY] if backend is Backend.USERLAND else [dp.OVERLAY, dp.INBOUND]
     for lan in document.lans:
         for table in tables:

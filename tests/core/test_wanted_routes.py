@@ -10,6 +10,7 @@ import ipaddress
 import pytest
 
 from cpe_agent.core.compile import Site, compile_dataplane
+from cpe_agent.core.wanted_routes import own_addresses
 from cpe_agent.model import dataplane as dp
 from cpe_agent.model.dataplane import Backend, Route, Routes
 from cpe_agent.model.document import Document
@@ -73,6 +74,13 @@ class TestWhateverIsEmptied:
         if backend is Backend.USERLAND:
             for to in _protected(document):
                 assert _led(_routes(document, gone, backend), to, emptied=emptied) == NOWHERE, to
+
+    def test_an_inner_address_that_the_router_has_lost_leads_nowhere(
+        self, document: Document, found: Links, backend: Backend
+    ) -> None:
+        routes = _routes(document, found, backend)
+        for address in own_addresses(document):
+            assert _led(routes, address) == NOWHERE
 
     @pytest.mark.parametrize("emptied", [0, *OF_OURS])
     def test_a_lan_and_a_tunnel_lead_to_nothing_else(
