@@ -38,6 +38,8 @@ STEADY_S = 1.0
 CONFIRM_S = 5
 # A loaded machine sends in bursts, and a phase may be as short as a second.
 AT_LEAST = 0.5
+# Listed like LISTED_PORT, and offered by nobody.
+OTHER_PORT = 7020
 
 SHORT = replace(
     NETWORK,
@@ -288,7 +290,14 @@ class TestLocks:
             each.agent.start()
         watch.wait_all_up(lab, UP_S)
         taken = Story()
-        with record(lab, offering.wires(lab.network, [name])) as taken.recording, offered(lab):
+        wires = offering.wires(lab.network, [name])
+        with (
+            lab.flow("hospital-1-host", "centre-server", port=OTHER_PORT) as flow,
+            record(lab, wires) as taken.recording,
+            offered(lab),
+        ):
+            # From here on something comes out of the tunnel, whatever can be done with it.
+            flow.wait_flowing(UP_S)
             for table in _tables(site):
                 # What it fetched lately must be confirmed before it ends, or two ends give the document up.
                 watch.wait_for(lab, name, "is settled", lambda report: report.document_confirmed, UP_S)
