@@ -28,7 +28,7 @@ import nftables
 import trio
 
 from cpe_agent.edge.nftables_listing import SWAPPED, parse_counters, parse_table, renamed, unswapped
-from cpe_agent.edge.nftables_news import TARGET, concerns_us, generation, subscription
+from cpe_agent.edge.nftables_news import TARGET, Generation, concerns_us, subscription
 from cpe_agent.model.dataplane import TABLE, NftChain, NftSet, Ruleset
 from cpe_agent.model.ops import AddElements, DeleteElements, DeleteTable, FirewallOp, ReplaceSet, ReplaceTable
 from cpe_agent.ports import EdgeError
@@ -66,11 +66,15 @@ class _Kept(NamedTuple):
 
 
 class NftablesFirewall:
-    """A `FirewallPort`. It has no resources before its first call, and keeps one netlink socket from then on."""
+    """A `FirewallPort`. It has no resources before its first call, and keeps a few netlink sockets from then on."""
 
     def __init__(self) -> None:
         self._one_at_a_time = trio.CapacityLimiter(1)
-        self._context: _Libnftables | None = None
+        # A context keeps what its last command had to know of the table. After a listing of 10,000 elements it takes
+        # 20 ms and more to forget them, for which no edit is to wait: listings have a context of their own.
+        self._editing: _Libnftables | None = None
+        self._listing: _Libnftables | None = None
+        self._generation = Generation()
         # Sets that live under another name than their own, as last read or written.
         self._living: dict[str, str] = {}
         self._kept: _Kept | None = None
@@ -109,25 +113,21 @@ class NftablesFirewall:
         # Not abandoned on cancellation: a transaction that has begun is waited for.
         return await trio.to_thread.run_sync(_alone, work, *arguments, limiter=self._one_at_a_time)
 
-    def _libnftables(self) -> _Libnftables:
-        if self._context is None:
-            self._context = _new_context()
-        return self._context
-
     def _read(self, now_s: float) -> Ruleset | None:
-        before, kept = generation(), self._kept
+        before, kept = self._generation.now(), self._kept
         if kept is not None and kept.generation == before and now_s < kept.listed_s + LIST_AGAIN_S:
             return kept.ruleset
         listed = self._list(True, parse_table)
         ruleset, self._living = unswapped(listed) if listed is not None else (None, {})
         # What changed while it was listed may be in there or not.
-        self._kept = _Kept(before, now_s, ruleset) if generation() == before else None
+        self._kept = _Kept(before, now_s, ruleset) if self._generation.now() == before else None
         return ruleset
 
     def _list(self, stateless: bool, parse: Callable[[str], T]) -> T | None:
-        context = self._libnftables()
-        context.set_stateless_output(stateless)
-        code, listing, complaint = context.cmd(f"list table inet {TABLE}")
+        if self._listing is None:
+            self._listing = _new_context()
+        self._listing.set_stateless_output(stateless)
+        code, listing, complaint = self._listing.cmd(f"list table inet {TABLE}")
         if code == 0:
             return parse(listing)
         if _ABSENT in complaint:
@@ -142,7 +142,7 @@ class NftablesFirewall:
             raise EdgeError(TARGET, doing, str(error)) from None
         if not create:
             return
-        before, kept, self._kept = generation(), self._kept, None
+        before, kept, self._kept = self._generation.now(), self._kept, None
         try:
             self._commit(create, doing)
         except EdgeError as refused:
@@ -153,9 +153,13 @@ class NftablesFirewall:
             self._commit(add, doing)
         if any(isinstance(op, (ReplaceTable, DeleteTable)) for op in ops):
             self._living = {}
-        elif kept is not None and kept.ruleset is not None and (before, before + 1) == (kept.generation, generation()):
+        elif kept is not None and kept.ruleset is not None and self._was_alone(before, kept.generation):
             edited = _edited(kept.ruleset, ops)
             self._kept = None if edited is None else _Kept(before + 1, kept.listed_s, edited)
+
+    def _was_alone(self, before: int, kept: int) -> bool:
+        """Was the last transaction, of ours, the only one since the table was known?"""
+        return before == kept and self._generation.now() == before + 1
 
     def _swap(self, op: ReplaceSet) -> None:
         """Measured: in one transaction about a millisecond of listed traffic is lost, in three nothing."""
@@ -181,7 +185,9 @@ class NftablesFirewall:
         self._commit(f"delete set inet {TABLE} {old}", doing)
 
     def _commit(self, commands: str, doing: str) -> None:
-        code, _, complaint = self._libnftables().cmd(commands)
+        if self._editing is None:
+            self._editing = _new_context()
+        code, _, complaint = self._editing.cmd(commands)
         if code != 0:
             raise EdgeError(TARGET, doing, _cause(complaint))
 

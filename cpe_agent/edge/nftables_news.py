@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -41,26 +42,48 @@ _NFT_MSG_GETGEN = 16
 _NFTA_GEN_ID = 1
 _NLM_F_REQUEST = 1
 _NLMSG_ERROR = 2
+_ASKED = _NLMSG_HEADER.pack(
+    _NLMSG_HEADER.size + _NFGENMSG_BYTES, _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN, _NLM_F_REQUEST, 1, 0
+) + bytes(_NFGENMSG_BYTES)
 # The kernel answers at once; this bounds a thread that nobody can cancel.
 _ANSWER_TIMEOUT_S = 5.0
 
 
-def generation() -> int:
-    """The number of the last transaction, whosever it was and whichever table it changed. Raises `EdgeError`."""
-    kind = _NFNL_SUBSYS_NFTABLES << 8 | _NFT_MSG_GETGEN
-    request = _NLMSG_HEADER.pack(_NLMSG_HEADER.size + _NFGENMSG_BYTES, kind, _NLM_F_REQUEST, 1, 0)
-    try:
-        with socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER) as asking:
-            asking.settimeout(_ANSWER_TIMEOUT_S)
-            asking.send(request + bytes(_NFGENMSG_BYTES))
-            answer = asking.recv(_DATAGRAM_BYTES)
-    except OSError as error:
-        raise EdgeError(TARGET, "ask for the generation", str(error)) from error
-    length, kind, *_ = _NLMSG_HEADER.unpack_from(answer)
-    found = _attribute(answer[_NLMSG_HEADER.size + _NFGENMSG_BYTES : length], _NFTA_GEN_ID)
-    if kind == _NLMSG_ERROR or found is None:
-        raise EdgeError(TARGET, "ask for the generation", "the kernel gives none")
-    return int.from_bytes(found, "big")
+class Generation:
+    """Asks for the generation. Not for two threads at once.
+
+    Its socket is kept until it is collected: while nftables still frees what was deleted, the kernel lets nobody close
+    one, and that takes 5 to 20 ms.
+    """
+
+    def __init__(self) -> None:
+        self._asking: socket.socket | None = None
+
+    def now(self) -> int:
+        """The number of the last transaction, whosever it was and whichever table it changed. Raises `EdgeError`."""
+        try:
+            if self._asking is None:
+                self._asking = _asking()
+                weakref.finalize(self, self._asking.close)
+            self._asking.send(_ASKED)
+            answer = self._asking.recv(_DATAGRAM_BYTES)
+        except OSError as error:
+            if self._asking is not None:
+                # A late answer would be taken for the next one.
+                self._asking.close()
+                self._asking = None
+            raise EdgeError(TARGET, "ask for the generation", str(error)) from error
+        length, kind, *_ = _NLMSG_HEADER.unpack_from(answer)
+        found = _attribute(answer[_NLMSG_HEADER.size + _NFGENMSG_BYTES : length], _NFTA_GEN_ID)
+        if kind == _NLMSG_ERROR or found is None:
+            raise EdgeError(TARGET, "ask for the generation", "the kernel gives none")
+        return int.from_bytes(found, "big")
+
+
+def _asking() -> socket.socket:
+    opened = socket.socket(socket.AF_NETLINK, socket.SOCK_RAW | socket.SOCK_CLOEXEC, _NETLINK_NETFILTER)
+    opened.settimeout(_ANSWER_TIMEOUT_S)
+    return opened
 
 
 @contextmanager

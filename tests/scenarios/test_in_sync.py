@@ -51,7 +51,8 @@ def test_what_lasts_shows_until_it_ends(lab: Lab, name: str) -> None:
         end(site)
     wait_until("it is over", partial(_in_sync, site), AWAY_S)
     wait_whole(lab)
-    assert _verified(site)
+    # Paths that were mute for seconds count as lossy for some more: a bundle that moves meanwhile is a difference.
+    wait_until("verify finds nothing", partial(_verified, site), AWAY_S, interval_s=1)
 
 
 @pytest.mark.parametrize("what", ["unload-conn", "clear-creds", "load-conn"])
