@@ -28,6 +28,7 @@ from cpe_agent.edge.credentials import Credentials
 from cpe_agent.edge.early import EarlyEsp
 from cpe_agent.edge.identity import Identity, load_identity, vouched_by
 from cpe_agent.edge.ipsecwatch import KernelIpsecPort
+from cpe_agent.edge.memory import be_frugal
 from cpe_agent.edge.metrics import serve_metrics
 from cpe_agent.edge.names import Names
 from cpe_agent.edge.netlink import Netlink
@@ -77,6 +78,7 @@ SWITCH_S = 0.0005
 
 def run(settings: Settings) -> int:
     """Live until SIGTERM or SIGINT. Raises `EdgeError` when identity or kernel make a start impossible."""
+    be_frugal()
     configure(settings.log, settings.log_level)
     # A stuck agent is ended by SIGABRT: where it was stuck is worth knowing.
     faulthandler.enable()

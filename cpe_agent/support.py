@@ -10,7 +10,6 @@ from __future__ import annotations
 import gzip
 import io
 import os
-import tarfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -190,6 +189,9 @@ def _shortened(text: str) -> bytes:
 
 
 def _packed(stem: str, parts: dict[str, bytes]) -> bytes:
+    # Late: the daemon has this module too, and nothing to pack.
+    import tarfile
+
     packed = io.BytesIO()
     with gzip.GzipFile(fileobj=packed, mode="wb") as zipped, tarfile.open(fileobj=zipped, mode="w") as tar:
         for name, content in parts.items():

@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 
 import msgspec
 import trio
-from pyroute2 import IPRoute
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from cpe_agent.edge import linkwatch, ourroutes, routechange, strangers
 from cpe_agent.edge.routenews import RouteNews
+from cpe_agent.edge.rtnetlink import IPRoute, NetlinkDumpInterrupted, NetlinkError
 from cpe_agent.model.dataplane import Routes
 from cpe_agent.model.observed import LinkCounters, Links
 from cpe_agent.model.ops import RouteOp

@@ -11,10 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from cpe_agent.edge import routetable, xfrm
 from cpe_agent.edge.linkwatch import LOOPBACK_INDEX
+from cpe_agent.edge.rtnetlink import NetlinkError
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL, Backend, Route, Routes, Rule
 
 DEVICE = Backend.KERNEL.device

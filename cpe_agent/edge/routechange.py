@@ -16,10 +16,10 @@ from contextlib import contextmanager
 from typing import Any
 
 import trio
-from pyroute2.netlink.exceptions import NetlinkDumpInterrupted, NetlinkError
 
 from cpe_agent.edge import ourroutes, routebatch, routetable, xfrm
 from cpe_agent.edge.linkwatch import LOOPBACK_INDEX
+from cpe_agent.edge.rtnetlink import NetlinkDumpInterrupted, NetlinkError
 from cpe_agent.model.dataplane import ROUTE_PROTOCOL, Route, Rule
 from cpe_agent.model.ops import (
     AddAddress,

@@ -10,9 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from pyroute2.netlink.exceptions import NetlinkError
-
 from cpe_agent.edge import ourroutes, routetable
+from cpe_agent.edge.rtnetlink import NetlinkError
 from cpe_agent.model.dataplane import (
     INBOUND,
     INBOUND_SHUT,

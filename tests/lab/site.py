@@ -34,6 +34,7 @@ class RunningSite:
         self.topology = site
         self.backend = backend
         self.clock_ahead_s = 0.0  # of the next agent that starts: how wrong its wall clock is
+        self.command: Path | None = None  # the next agent's, from `installed`; None: this environment's
         self._container = container
         self.outside.mkdir(mode=0o755)
         self.uplinks = {uplink.name: RunningUplink(container, site.name, uplink) for uplink in site.uplinks}
@@ -138,5 +139,7 @@ class RunningSite:
         return Command([CHARON], {"STRONGSWAN_CONF": str(self.inside / "strongswan.conf")})
 
     def _agent(self) -> Command:
+        if self.command is not None:
+            return Command([str(self.command), "run", "--config", str(self.inside / "agent.yaml")])
         program = ["tests.lab.clocked", str(self.clock_ahead_s)] if self.clock_ahead_s else ["cpe_agent"]
         return Command([sys.executable, "-m", *program, "run", "--config", str(self.inside / "agent.yaml")])
