@@ -45,6 +45,7 @@ guest: guest-bootstrap ## run CMD='...' under Debian's own kernel, in an emulate
 
 test-deb: bootstrap ## build the packages twice, install them in a clean Debian, boot it in the lab (long)
 	@packaging/bootstrap.sh deb
+	@$(VENV)/python -m tests.deb.tree
 	@CPE_DEB=1 $(VENV)/python -m pytest -v $(if $(TESTS),$(TESTS),tests/deb)
 
 export CMD
