@@ -15,13 +15,13 @@ from tests.lab.container import Completed, LabError, Process, wait_until
 from tests.lab.init import LOGS
 from tests.lab.lab import Lab
 
-# In the lab's own tree of files: systemd will take the top of its cgroup namespace for its own, so that is not this
-# machine's top.
+# What is mounted in a namespace of the lab is seen there alone, and `end` has to see it too.
+_CGROUPS = "mkdir -p /run/cgroup; mountpoint -q /run/cgroup || mount -t cgroup2 cgroup2 /run/cgroup"
+# systemd will take the top of its cgroup namespace for its own, so that is not this machine's top.
 _APART = r"""
 set -e
 script=$1 tree=$2 at=$3 cgroup=$4
 mkdir -p "$at/written" "$at/work" "$at/root"
-mkdir -p /run/cgroup; mountpoint -q /run/cgroup || mount -t cgroup2 cgroup2 /run/cgroup
 mkdir "$cgroup"; echo 0 >"$cgroup/cgroup.procs"
 exec unshare --pid --mount --uts --ipc --cgroup --fork --kill-child /bin/bash -c "$script" boot "$tree" "$at"
 """
@@ -61,6 +61,7 @@ class Booted:
         self._cgroup = f"/run/cgroup/{lab.name}-{site}-{lab.container.pid}"
 
     def boot(self, timeout_s: float = 90.0) -> None:
+        self._run(_CGROUPS, check=True)
         at = f"/run/{self._site}-root"
         argv = ["/bin/bash", "-c", _APART, "apart", _SCRIPT, str(self._tree), at, self._cgroup]
         with open(self._lab.path(f"{LOGS}/{self._site}-systemd.log"), "ab") as log:
@@ -84,7 +85,8 @@ class Booted:
         self._process.wait(_END_S)
         self._process.close()
         self._process = None
-        remove = f"[ ! -d {self._cgroup} ] || find {self._cgroup} -depth -type d -exec rmdir {{}} +"
+        there = f"mountpoint -q /run/cgroup || exit 1; [ -d {self._cgroup} ] || exit 0"
+        remove = f"{there}; find {self._cgroup} -depth -type d -exec rmdir {{}} +"
         wait_until("its cgroups are gone", lambda: self._run(remove).status == 0, _END_S, interval_s=0.2)
 
     @property
@@ -127,9 +129,9 @@ class Booted:
         into = self._lab.path(f"/proc/{self.pid}/root/root/{name}")
         into.write_bytes(file.read_bytes())
 
-    def _run(self, script: str) -> Completed:
+    def _run(self, script: str, *, check: bool = False) -> Completed:
         """In the lab's own tree of files."""
-        return self._lab.container.run(["/bin/bash", "-c", script], check=False)
+        return self._lab.container.run(["/bin/bash", "-c", script], check=check)
 
     def _is_up(self) -> bool:
         try:

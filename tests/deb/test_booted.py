@@ -19,11 +19,12 @@ from tests.lab import watch
 from tests.lab.container import wait_until
 from tests.lab.lab import Lab
 from tests.lab.newcomer import new_token
+from tests.lab.pace import patience
 from tests.lab.provision import network_yaml, probed, provision
 from tests.lab.topology import SMALL
 from tests.scenarios.documented import TOKEN
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(patience(1200))
 
 SITE, HOST, SERVER = "hospital-1", "hospital-1-host", "centre-server"
 AGENT, CHARON, BOOT = "cpe-agent.service", "cpe-charon.service", "cpe-agent-boot.service"
@@ -31,21 +32,26 @@ INSTALL, REMOVE, PURGE = "apt install ./cpe-agent_*.deb", "apt remove cpe-agent"
 FORWARDING = ("cat", "/proc/sys/net/ipv4/ip_forward")
 # All of a router's network but what its locks, routes and tunnels are made of would be seen here.
 NETWORK = """
+set -e
 nft -s list ruleset
 for version in -4 -6; do ip $version -o addr; ip $version rule; ip $version route show table all; done
 """
 # Of somebody else: what the agent has no business with.
 OTHERS = """
+set -e
 nft 'add table inet others { chain input { type filter hook input priority 10; counter; } }'
-ip rule add priority 90 from 192.0.2.77 lookup 77
+ip rule add priority 300 from 192.0.2.77 lookup 77
 ip route add 192.0.2.78/32 dev lan0 table 77
 """
 # As a kernel that has just started.
 NEW_KERNEL = """
+set -e
 echo 0 >/proc/sys/net/ipv4/ip_forward
 nft delete table inet cpe_agent
 ip rule | sed -n 's/^\\(1[1-9][0-9]\\):.*/\\1/p' | while read -r priority; do ip rule del priority "$priority"; done
 ip route flush proto 155 table all
+[ ! -e /proc/net/xfrm_stat ] || { ip xfrm state flush; ip xfrm policy flush; }
+ip link del cpe0 2>/dev/null || true
 """
 UP_S = 60.0
 APT_S = 300.0

@@ -16,10 +16,11 @@ from tests.deb import tree
 from tests.deb.booted import Booted
 from tests.docs.pages import ROOT, commands
 from tests.lab.lab import Lab
+from tests.lab.pace import patience
 from tests.lab.topology import NETWORK
 from tests.scenarios.documented import SERVICE
 
-pytestmark = pytest.mark.timeout(1200)
+pytestmark = pytest.mark.timeout(patience(1200))
 
 UNIT = "cpe-controller.service"
 INSTALL = "apt install ./cpe-controller_*.deb"
