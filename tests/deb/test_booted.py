@@ -39,7 +39,7 @@ for version in -4 -6; do ip $version -o addr; ip $version rule; ip $version rout
 # Of somebody else: what the agent has no business with.
 OTHERS = """
 set -e
-nft 'add table inet others { chain input { type filter hook input priority 10; counter; } }'
+nft 'add table inet others { chain input { type filter hook input priority 10; counter; }; }'
 ip rule add priority 300 from 192.0.2.77 lookup 77
 ip route add 192.0.2.78/32 dev lan0 table 77
 """
@@ -48,14 +48,16 @@ NEW_KERNEL = """
 set -e
 echo 0 >/proc/sys/net/ipv4/ip_forward
 nft delete table inet cpe_agent
-ip rule | sed -n 's/^\\(1[1-9][0-9]\\):.*/\\1/p' | while read -r priority; do ip rule del priority "$priority"; done
-ip route flush proto 155 table all
+for version in -4 -6; do
+    ours=$(ip $version rule | sed -n 's/^\\(1[1-9][0-9]\\):.*/\\1/p')
+    for priority in $ours; do ip $version rule del priority "$priority"; done
+    ip $version route flush proto 155 table all
+done
 [ ! -e /proc/net/xfrm_stat ] || { ip xfrm state flush; ip xfrm policy flush; }
 ip link del cpe0 2>/dev/null || true
 """
 UP_S = 60.0
 APT_S = 300.0
-DRILL_S = 120.0
 
 
 @pytest.fixture(scope="module", params=sorted(tree.CODENAMES))
