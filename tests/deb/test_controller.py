@@ -97,6 +97,7 @@ def test_that_an_upgrade_restarts_it(box: Booted, release: str) -> None:
     box.shell("rm cpe-controller_*.deb")
     box.put(following, following.name)
     before = box.shown(UNIT, "MainPID")
+    assert before != "0"
     box.shell(INSTALL, input="y\n", timeout_s=APT_S)
     assert box.shown(UNIT, "ActiveState") == "active" and box.shown(UNIT, "MainPID") != before
     assert tree.NEXT in box.shell("dpkg -s cpe-controller").stdout
