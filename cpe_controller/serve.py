@@ -30,6 +30,7 @@ from cpe_controller.fleet import fleet
 from cpe_controller.listening import Listener, bind, tls_context
 from cpe_controller.reports import Reports
 from cpe_controller.rollout import confirmed
+from cpe_controller.service import tell_ready
 from cpe_controller.setup import opened, vouching
 from cpe_controller.store import Store, StoreError
 
@@ -68,19 +69,26 @@ def serve(state_dir: Path, told: Serving, ready: Callable[[str], None]) -> None:
 
         vouched()  # whatever is missing is missed now, not when the first site asks
         serves = api.Serves(store, feed, reports, vouched, setup.network, told.heartbeat_s)
-        listeners = [
+        listeners: list[Listener] = []
+
+        def announce(words: str) -> None:
+            ready(words)
+            if all(listener.started for listener in listeners):
+                tell_ready()
+
+        listeners += [
             Listener(
                 api.make_app(serves),
                 stack.enter_context(bind(told.listen, setup.port if told.port is None else told.port)),
                 tls_context(files, clients=True),
-                lambda url: ready(f"listening on {url}"),
+                lambda url: announce(f"listening on {url}"),
                 ending=feed.close,
             ),
             Listener(
                 api.Bounded(enrolment.make_app(store, vouched)),
                 stack.enter_context(bind(told.listen, _enrol_port(told, setup.enrolment_port))),
                 tls_context(files, clients=False),
-                lambda url: ready(f"enrolling on {url}"),
+                lambda url: announce(f"enrolling on {url}"),
                 limit_concurrency=ENROLLING_MAX,
             ),
         ]
@@ -88,7 +96,7 @@ def serve(state_dir: Path, told: Serving, ready: Callable[[str], None]) -> None:
             facts = _Facts(store, feed, reports, files)
             socket = stack.enter_context(bind(*told.metrics))
             listeners.append(
-                Listener(metrics.make_app(facts), socket, None, lambda url: ready(f"metrics on {url}/metrics"))
+                Listener(metrics.make_app(facts), socket, None, lambda url: announce(f"metrics on {url}/metrics"))
             )
         control = Control(told.socket, state_dir, told.group)
         _raise_open_files()

@@ -23,13 +23,17 @@ platforms() {
     printf 'manylinux2014_%s' "$machine"
 }
 
-# The wheels that a package's requirements name, for one release and machine; what is there already is checked, not fetched.
-download() { # PACKAGE RELEASE ARCH DIRECTORY
-    local platform arguments=()
+# The wheels that a package's requirements name, for one release and machine: those that are there are checked against
+# their hashes, and the index is only asked where one is missing or another.
+download() { # PACKAGE RELEASE ARCH
+    local platform arguments=() wheels=$WHEELHOUSE/$2-$3/cpe-$1
+    mkdir -p "$wheels"
     for platform in $(platforms "$3"); do arguments+=(--platform "$platform"); done
-    .venv/bin/python -m pip download --quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all: \
-        --implementation cp --python-version "${PYTHON[$2]}" "${arguments[@]}" --dest "$4" \
-        --find-links "$4" --requirement "packaging/requirements/$1.txt" >"$OUT/pip.log" 2>&1 ||
+    arguments+=(--implementation cp --python-version "${PYTHON[$2]}" --dest "$wheels" --find-links "$wheels")
+    arguments+=(--quiet --disable-pip-version-check --require-hashes --no-deps --only-binary :all:)
+    arguments+=(--requirement "packaging/requirements/$1.txt")
+    .venv/bin/python -m pip download --no-index "${arguments[@]}" >"$OUT/pip.log" 2>&1 ||
+        .venv/bin/python -m pip download "${arguments[@]}" >"$OUT/pip.log" 2>&1 ||
         { cat "$OUT/pip.log" >&2; fail "pip could not get the libraries of cpe-$1 for Debian $2 on $3; its words are above."; }
 }
 
@@ -42,8 +46,7 @@ build() { # RELEASE ARCH
         README.md CHANGELOG.md LICENSE | xargs -0 cp -a --parents -t "$work/source" --
     cp -a packaging/debian "$work/source/debian"
     for package in agent controller; do
-        mkdir -p "$WHEELHOUSE/$release-$arch/cpe-$package"
-        download "$package" "$release" "$arch" "$WHEELHOUSE/$release-$arch/cpe-$package"
+        download "$package" "$release" "$arch"
         cp -a "$WHEELHOUSE/$release-$arch/cpe-$package" "$work/source/wheels/"
     done
     # A package of Debian 12 makes room for Debian 13's when the router is upgraded.
@@ -59,10 +62,17 @@ build() { # RELEASE ARCH
     mv "$work"/*.deb "$OUT/"
 }
 
+only=
+if [ "${1:-}" = fetch ]; then only=fetch; shift; fi
 [ $# -gt 0 ] || set -- 12-amd64 13-amd64
+mkdir -p "$OUT"
 for target; do
     release=${target%-*} arch=${target#*-}
     [ -n "${PYTHON[$release]:-}" ] && [ -n "${WHEELS[$arch]:-}" ] || fail "no such target: $target (12 or 13, amd64 or arm64)"
-    build "$release" "$arch"
+    if [ -n "$only" ]; then
+        for package in agent controller; do download "$package" "$release" "$arch"; done
+    else
+        build "$release" "$arch"
+    fi
 done
-sha256sum "$OUT"/*.deb
+[ -n "$only" ] || sha256sum "$OUT"/*.deb

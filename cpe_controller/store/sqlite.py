@@ -13,6 +13,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from cpe_controller.files import create
 from cpe_controller.store import MAX_VALUE_BYTES, MAX_WRITES, Entry, Listing, StoreError, Write
 
 # A twentieth of the second that a change may take to reach a site, and 20 small reads a second.
@@ -40,7 +41,7 @@ class SqliteStore:
             # The file holds no keys, but it says how the network is built: for its owner only, from the start. One that
             # is there must not be opened beside SQLite: closing it would take the locks of all our other connections.
             with suppress(FileExistsError):
-                os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600))
+                os.close(create(path, 0o600))
             self._db = sqlite3.connect(path, timeout=BUSY_S, isolation_level=None)
         except (OSError, sqlite3.Error) as error:
             raise StoreError(f"{path} cannot be opened: {error}") from error

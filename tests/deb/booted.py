@@ -1,8 +1,9 @@
-"""A clean Debian with our package, booted: systemd as process 1 of a process tree of its own, in a site of a lab.
+"""A clean Debian, booted: systemd as process 1 of a process tree of its own, in a namespace of a lab.
 
-In: a lab, a site of it whose daemons do not run, and the tree (tests.deb.tree.installed), which is not changed: a layer
-in memory takes what is written. systemd has its own process ids, mounts, cgroups and host name, and the network of the
-site; the kernel is the lab's. `end` it: only then nothing of it is left.
+In: a lab, a site of it whose daemons do not run (or its controller's machine), and the tree (tests.deb.tree), which is
+not changed: a layer in the lab's memory takes what is written, and outlives `cut_power`. systemd has its own process
+ids, mounts, cgroups and host name, and the network of the namespace; the kernel is the lab's. `end` it: only then
+nothing of it is left.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from tests.lab.container import Completed, LabError, Process, wait_until
 from tests.lab.init import LOGS
 from tests.lab.lab import Lab
 
-# In the lab's own tree of files: systemd will take the top of its cgroup namespace for its own, so that is not this
-# machine's top.
+# What is mounted in a namespace of the lab is seen there alone, and `end` has to see it too.
+_CGROUPS = "mkdir -p /run/cgroup; mountpoint -q /run/cgroup || mount -t cgroup2 cgroup2 /run/cgroup"
+# systemd will take the top of its cgroup namespace for its own, so that is not this machine's top.
 _APART = r"""
 set -e
 script=$1 tree=$2 at=$3 cgroup=$4
-mkdir -p /run/cgroup; mountpoint -q /run/cgroup || mount -t cgroup2 cgroup2 /run/cgroup
+mkdir -p "$at/written" "$at/work" "$at/root"
 mkdir "$cgroup"; echo 0 >"$cgroup/cgroup.procs"
 exec unshare --pid --mount --uts --ipc --cgroup --fork --kill-child /bin/bash -c "$script" boot "$tree" "$at"
 """
@@ -27,8 +29,7 @@ exec unshare --pid --mount --uts --ipc --cgroup --fork --kill-child /bin/bash -c
 _SCRIPT = r"""
 set -e
 tree=$1 at=$2
-mkdir -p "$at"; mount -t tmpfs -o mode=755 layers "$at"; mkdir "$at/upper" "$at/work" "$at/root"
-mount -t overlay -o "lowerdir=$tree,upperdir=$at/upper,workdir=$at/work" root "$at/root"
+mount -t overlay -o "lowerdir=$tree,upperdir=$at/written,workdir=$at/work" root "$at/root"
 cd "$at/root"
 mount -t proc proc proc; mount -t sysfs sys sys; mount -t tmpfs -o mode=755 run run; mount -t tmpfs tmp tmp
 mount -t tmpfs -o mode=755 dev dev; mkdir dev/net dev/pts dev/shm
@@ -60,6 +61,7 @@ class Booted:
         self._cgroup = f"/run/cgroup/{lab.name}-{site}-{lab.container.pid}"
 
     def boot(self, timeout_s: float = 90.0) -> None:
+        self._run(_CGROUPS, check=True)
         at = f"/run/{self._site}-root"
         argv = ["/bin/bash", "-c", _APART, "apart", _SCRIPT, str(self._tree), at, self._cgroup]
         with open(self._lab.path(f"{LOGS}/{self._site}-systemd.log"), "ab") as log:
@@ -70,13 +72,21 @@ class Booted:
             told = self._lab.path(f"{LOGS}/{self._site}-systemd.log").read_text(errors="replace")
             raise LabError(f"{error}: {told[-1000:]} {self.shell('systemctl list-jobs', check=False).stdout}") from None
 
+    def cut_power(self) -> None:
+        """And boot it again. What was written is there; the network's state is for whoever owns the namespace."""
+        self.end()
+        self.boot()
+
     def end(self) -> None:
         """Pull the plug. What is empty of its cgroups then is taken away, which the end of the lab would not do."""
         if self._process is None:
             return
         self._process.signal(signal.SIGKILL)
         self._process.wait(_END_S)
-        remove = f"[ ! -d {self._cgroup} ] || find {self._cgroup} -depth -type d -exec rmdir {{}} +"
+        self._process.close()
+        self._process = None
+        there = f"mountpoint -q /run/cgroup || exit 1; [ -d {self._cgroup} ] || exit 0"
+        remove = f"{there}; find {self._cgroup} -depth -type d -exec rmdir {{}} +"
         wait_until("its cgroups are gone", lambda: self._run(remove).status == 0, _END_S, interval_s=0.2)
 
     @property
@@ -86,8 +96,8 @@ class Booted:
         children = f"/proc/{self._process.pid}/task/{self._process.pid}/children"
         return int(self._lab.run(self._site, "cat", children).stdout.split()[0])
 
-    def shell(self, command: str, *, timeout_s: float = 60.0, check: bool = True) -> Completed:
-        """As typed by root at this box."""
+    def shell(self, command: str, *, timeout_s: float = 60.0, check: bool = True, input: str = "") -> Completed:
+        """As typed by root, in root's home, at this box. `input`: what is answered."""
         into = [
             "nsenter",
             "--target",
@@ -102,7 +112,7 @@ class Booted:
         ]
         words = "export PATH=/usr/sbin:/usr/bin:/sbin:/bin HOME=/root DEBIAN_FRONTEND=noninteractive; cd /root; "
         argv = [*into, "/bin/bash", "-c", f"{words}{command}"]
-        return self._lab.run(self._site, *argv, timeout_s=timeout_s, check=check)
+        return self._lab.run(self._site, *argv, timeout_s=timeout_s, check=check, input=input)
 
     def shown(self, unit: str, name: str) -> str:
         """A property of a unit."""
@@ -119,9 +129,9 @@ class Booted:
         into = self._lab.path(f"/proc/{self.pid}/root/root/{name}")
         into.write_bytes(file.read_bytes())
 
-    def _run(self, script: str) -> Completed:
+    def _run(self, script: str, *, check: bool = False) -> Completed:
         """In the lab's own tree of files."""
-        return self._lab.container.run(["/bin/bash", "-c", script], check=False)
+        return self._lab.container.run(["/bin/bash", "-c", script], check=check)
 
     def _is_up(self) -> bool:
         try:

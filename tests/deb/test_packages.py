@@ -11,40 +11,42 @@ import pytest
 
 from cpe_agent.settings import parse_settings
 from tests.deb import tree
+from tests.lab.container import REPOSITORY
 
-TARGETS = ("12-amd64", "13-amd64", "12-arm64", "13-arm64")
-NAMES = ("cpe-agent", "cpe-controller")
-
-
-@pytest.fixture(scope="module", params=TARGETS)
-def built(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """A target's packages, twice, in two directories whose names differ in length too."""
-    one, other = (tmp_path_factory.mktemp(name) for name in ("one", "another-one"))
-    for directory in (one, other):
-        tree.build(directory, request.param)
-    return one, other
+pytestmark = pytest.mark.timeout(1200)
 
 
-def _sums(directory: Path) -> dict[str, str]:
-    return {deb.name: hashlib.sha256(deb.read_bytes()).hexdigest() for deb in directory.glob("*.deb")}
+@pytest.fixture(scope="module", params=tree.TARGETS)
+def target(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
 
 
-@pytest.mark.timeout(1200)
-def test_that_two_builds_are_byte_identical(built: tuple[Path, Path]) -> None:
-    one, other = map(_sums, built)
-    assert len(one) == len(NAMES)
-    assert one == other
+@pytest.fixture(scope="module")
+def built(target: str) -> tuple[Path, ...]:
+    """A target's packages, of each name one, as `make deb` leaves them."""
+    release, _, arch = target.partition("-")
+    return tuple(tree.package(release, name, arch=arch) for name in tree.NAMES)
 
 
-@pytest.mark.timeout(1200)
-def test_that_lintian_finds_no_error(built: tuple[Path, Path]) -> None:
-    debs = sorted(map(str, built[0].glob("*.deb")))
-    said = subprocess.run(["lintian", "--allow-root", *debs], capture_output=True, text=True, timeout=600)
-    assert said.returncode == 0 and "E: " not in said.stdout, said.stdout
+def _sum(deb: Path) -> str:
+    return hashlib.sha256(deb.read_bytes()).hexdigest()
 
 
-def test_that_each_is_for_its_machine(built: tuple[Path, Path]) -> None:
-    for deb in built[0].glob("*.deb"):
+def test_that_two_builds_are_byte_identical(target: str, built: tuple[Path, ...], tmp_path: Path) -> None:
+    """By two people: in a directory of another depth, with another umask and at another place of the earth."""
+    elsewhere = tmp_path / "somewhere" / "else"
+    tree.build(elsewhere, target, umask="077", zone="Pacific/Auckland")
+    assert {deb.name: _sum(deb) for deb in built} == {deb.name: _sum(deb) for deb in elsewhere.glob("*.deb")}
+
+
+def test_that_lintian_finds_no_error(built: tuple[Path, ...]) -> None:
+    argv = ["lintian", "--allow-root", *map(str, built)]
+    said = subprocess.run(argv, capture_output=True, text=True, timeout=600)
+    assert said.returncode == 0 and "E: " not in said.stdout, said.stdout + said.stderr
+
+
+def test_that_each_is_for_its_machine(built: tuple[Path, ...]) -> None:
+    for deb in built:
         architecture = tree.run("dpkg-deb", "-f", str(deb), "Architecture").strip()
         assert f"_{architecture}.deb" in deb.name
         machine = {"amd64": "x86_64", "arm64": "aarch64"}[architecture]
@@ -52,9 +54,9 @@ def test_that_each_is_for_its_machine(built: tuple[Path, Path]) -> None:
         assert libraries and all(machine in name or "abi3" in name for name in libraries), libraries
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_what_is_in_one(name: str, built: tuple[Path, Path], tmp_path: Path) -> None:
-    (deb,) = built[0].glob(f"{name}_*.deb")
+@pytest.mark.parametrize("name", tree.NAMES)
+def test_what_is_in_one(name: str, built: tuple[Path, ...], tmp_path: Path) -> None:
+    deb = built[tree.NAMES.index(name)]
     files = _files(deb)
     assert f"./usr/bin/{name}" in files
     assert f"./usr/share/bash-completion/completions/{name}" in files
@@ -74,3 +76,14 @@ def test_what_is_in_one(name: str, built: tuple[Path, Path], tmp_path: Path) -> 
 
 def _files(deb: Path) -> list[str]:
     return [line.split()[5] for line in tree.run("dpkg-deb", "-c", str(deb)).splitlines()]
+
+
+def test_make_deb() -> None:
+    """As it is typed: both packages, for both releases."""
+    wanted = {tree.package(release, name) for release in tree.CODENAMES for name in tree.NAMES}
+    before = {deb: _sum(deb) for deb in wanted}
+    for deb in wanted:
+        deb.unlink()
+    said = tree.run("make", "deb")
+    assert {deb: _sum(deb) for deb in wanted} == before
+    assert all(f"{before[deb]}  {deb.relative_to(REPOSITORY)}" in said for deb in wanted), said

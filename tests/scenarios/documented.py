@@ -37,7 +37,15 @@ BY_OTHERS = {
     "make demo": "tests/scenarios/test_documented.py::test_make_demo",
     "make test": ".ci/run::make test\n",
     "make lab": "tests/scenarios/test_documented.py::test_make_lab_and_what_it_says",
+    "make deb": "tests/deb/test_packages.py::test_make_deb",
+    # On clean Debians, booted: `make test-deb`.
+    "apt install ./cpe-agent_*.deb": "tests/deb/test_booted.py::test_that_what_the_quick_start_says_makes_a_site",
+    "apt remove cpe-agent": "tests/deb/test_booted.py::test_that_removing_lets_nothing_through_and_leaves_the_rest",
+    "apt purge cpe-agent": "tests/deb/test_booted.py::test_that_purging_takes_the_keys_and_says_so",
+    "apt install ./cpe-controller_*.deb": "tests/deb/test_controller.py::test_what_the_guide_begins_with",
 }
+# Where there is no systemd, its unit's own command is run.
+SERVICE = "systemctl enable --now cpe-controller"
 TOKEN = "cpe1.eyJu..."
 WORK = "/run/work"
 UP_S = 40.0
@@ -97,7 +105,7 @@ class Alone:
         tool(container, "cpe-controller", f'exec {sys.executable} -m cpe_controller "$@"')
 
     def run(self, text: str) -> Completed:
-        if text == "cpe-controller serve":
+        if text == SERVICE:
             self.serve()
             return Completed((text,), 0, "", "")
         return self.container.run(typed(text), timeout_s=COMMAND_S, check=False, env={"no_proxy": "*"})

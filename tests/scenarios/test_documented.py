@@ -19,7 +19,7 @@ from tests.lab.container import Container, wait_until
 from tests.lab.lab import Lab
 from tests.lab.newcomer import make_new, new_token
 from tests.lab.running import find
-from tests.scenarios.documented import BY_OTHERS, UP_S, WORK, Alone, Sites
+from tests.scenarios.documented import BY_OTHERS, SERVICE, UP_S, WORK, Alone, Sites
 
 BOX = "hospital-1"
 DEMO_S = 240.0
@@ -142,7 +142,7 @@ def test_the_api(alone: Alone) -> None:
     for text in (
         "cpe-controller init --name blood --address controller.example",
         "cpe-controller apply network.yaml",
-        "cpe-controller serve",
+        SERVICE,
         "cpe-controller cert van-1 --out .",
     ):
         assert alone.run(text).status == 0, text
