@@ -66,6 +66,20 @@ def test_a_crash_in_the_middle_of_a_move(lab: Lab, name: str, crash: Callable[[R
         wait_until(f"verify finds nothing at {site.name}", partial(_is_in_sync, site), AGAIN_S, interval_s=0.5)
 
 
+def test_that_a_failover_does_not_stall_on_what_a_killed_charon_has_lost(lab: Lab) -> None:
+    """The hub's kernel still answers probes for IKE_SAs of which the hub's new charon knows nothing."""
+    centre, uplink = lab.site("centre"), lab.site("hospital-1").uplink("wired")
+    centre.charon.kill()
+    centre.start_charon()
+    uplink.blackhole()
+    try:
+        watch.wait_for(lab, "hospital-1", "it is carried by lte", watch.carried("centre", uplink="lte"), MOVE_S)
+        wait_until("pages come", lambda: lab.fetch("hospital-1-host", CENTRE_PAGE, 1), MOVE_S)
+    finally:
+        uplink.heal()
+    wait_until("what was left over is gone", partial(is_pruned, centre), PRUNED_S, interval_s=0.5)
+
+
 def _is_in_sync(site: RunningSite) -> bool:
     return verified(site)[0] == 0
 
