@@ -66,11 +66,12 @@ def test_that_verify_finds_nothing(lab: Lab) -> None:
 @pytest.mark.parametrize("what", ["state", "policy"])
 def test_that_what_is_flushed_comes_again(lab: Lab, name: str, what: str) -> None:
     site = lab.site(name)
-    blocks, leaked, told = _blocks(site), lab.leaked(), _told(site)
-    assert blocks
+    blocks, leaked, spis = _blocks(site), lab.leaked(), _spis(site)
+    assert blocks and spis
     site.run("ip", "xfrm", what, "flush")
     wait_until("the block policies are back", lambda: _blocks(site) == blocks, EVENT_S)
-    wait_until("it is noticed", lambda: _told(site) > told, 2 * EVENT_S)
+    # Whoever is faster: the comparison with charon, or on a busy machine the probes that are not answered.
+    wait_until("its tunnels are new ones", lambda: _spis(site) and not spis & _spis(site), AGAIN_S)
     wait_until("pages come again", lambda: lab.fetch("hospital-1-host", CENTRE_PAGE, 1), AGAIN_S)
     watch.wait_all_up(lab, AGAIN_S)
     assert lab.leaked() == leaked
@@ -144,6 +145,10 @@ def test_that_a_blackhole_fails_over_and_a_planned_move_loses_nothing_up(lab: La
 def _blocks(site: RunningSite) -> list[str]:
     listed = site.run("ip", "xfrm", "policy", "list", "action", "block").stdout
     return sorted(line.strip() for line in listed.splitlines() if line.startswith("src "))
+
+
+def _spis(site: RunningSite) -> set[str]:
+    return {names[-1] for names in site.kernel_sas()}
 
 
 def _told(site: RunningSite) -> int:
