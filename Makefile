@@ -31,8 +31,8 @@ check: bootstrap ## lint, format, types, who may import whom
 	$(VENV)/mypy $(CODE)
 	$(VENV)/lint-imports --no-logo
 
-test: check ## check, then every test (a quarter of an hour)
-	$(VENV)/python -m pytest -n 2 --dist loadfile
+test: check ## check, then every test (some 20 minutes on two cores)
+	$(VENV)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 guest-bootstrap: # also what an emulated computer with a kernel of its own needs
 	@packaging/bootstrap.sh guest

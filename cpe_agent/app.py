@@ -186,7 +186,7 @@ async def _live(settings: Settings, heartbeat: Heartbeat) -> None:
     trust = Trust(cells, believe)
     credentials = Credentials(settings.state_dir) if settings.enrols else None
     renewer = Renewer(cells, controller, credentials, clock, lambda: _life(load_credentials()), follower.ways, vouched)
-    announcer = Announcer(cells, controller, reporter, box(store), follower.ways)
+    announcer = Announcer(cells, controller, reporter, box(store), follower.ways, follower.asked)
     log.info("agent_started", site=settings.site, agent_version=__version__, backend=backend.value)
     metering = Metering(cells, netlink, store)
     readiness.load()

@@ -61,6 +61,14 @@ class SignedDocument(msgspec.Struct, frozen=True):
     key_id: str
 
 
+class Change(msgspec.Struct, frozen=True):
+    """What the controller says in its stream: the (epoch, version) that it serves (None: what it said last, it only
+    lives), and whether it wants to hear how the site fares now."""
+
+    order: tuple[int, int] | None = None
+    report: bool = False
+
+
 class Pending(msgspec.Struct, frozen=True):
     """A document that is in force but not confirmed, how often it was tried, and how the site fared before it."""
 
@@ -218,10 +226,11 @@ class ControllerPort(Protocol):
     async def document(self, local_address: str, etag: str | None) -> tuple[SignedDocument, str] | None:
         """The signed document and its ETag; None if `etag` is still current."""
 
-    def changes(self, local_address: str) -> AsyncIterator[tuple[int, int] | None]:
-        """(epoch, version) served now, then at each change; None for a heartbeat. Raises when it falls silent."""
+    def changes(self, local_address: str) -> AsyncIterator[Change]:
+        """What is served now, then whenever it changes, or the controller wants a report, or to show that it lives.
+        Raises when it falls silent."""
 
-    async def poll(self, local_address: str, after: tuple[int, int] | None) -> tuple[int, int] | None:
+    async def poll(self, local_address: str, after: tuple[int, int] | None) -> Change:
         """The same, one at a time: answered at once when what is served is not `after`, else after some seconds."""
 
     async def report(self, local_address: str, report: SiteReport) -> None:

@@ -2,7 +2,7 @@
 
 A held stream of lines, or, where something on the way keeps streams back until they end, one line per request that
 waits (`Poll`). A line names the document in force; a client that asks for it gets the document itself with it, signed
-as ever, which saves it a connection.
+as ever, which saves it a connection. A line may also ask for the site's report before its time.
 """
 
 from __future__ import annotations
@@ -23,6 +23,9 @@ from cpe_controller.pki import Holder
 WAIT_MAX_S = 55.0
 # What is longer is fetched.
 INLINE_MAX_BYTES = 256 * 1024
+
+HEARTBEAT = {"heartbeat": True}
+ASKING = {"heartbeat": True, "report": True}
 
 _ORDER = re.compile(r"(\d{1,15})\.(\d{1,15})\Z", re.ASCII)
 _NUMBER = re.compile(r"\d{1,9}(\.\d{1,9})?\Z", re.ASCII)
@@ -82,8 +85,11 @@ class Changes:
                 if order is not None and order not in (said, self._refused(holder.site)):
                     said = order
                     yield self._news(holder.site, order, inline)
+                elif stream.asked:
+                    stream.asked = False
+                    yield _line(ASKING)
                 elif clock() >= due:
-                    yield _line({"heartbeat": True})
+                    yield _line(HEARTBEAT)
                 else:
                     await self._woken(holder.site, due)
                     continue
@@ -91,7 +97,7 @@ class Changes:
                 due = clock() + self._heartbeat_s
 
     async def next_line(self, holder: Holder, poll: Poll) -> bytes:
-        """The first that is not `after`, or a heartbeat when the wait is over."""
+        """The first that is not `after`, or a heartbeat when the wait is over or a report is wanted."""
         with self._feed.stream(holder.site) as stream:
             clock = asyncio.get_running_loop().time
             until = clock() + poll.wait_s
@@ -99,10 +105,12 @@ class Changes:
                 order = self._feed.order(holder.site)
                 if order is not None and order not in (poll.after, self._refused(holder.site)):
                     return self._news(holder.site, order, poll.inline)
+                if stream.asked:
+                    return _line(ASKING)
                 if clock() >= until:
                     break
                 await self._woken(holder.site, until)
-        return _line({"heartbeat": True})
+        return _line(HEARTBEAT)
 
     def _news(self, site: str, order: Order, inline: int) -> bytes:
         line: dict[str, object] = {"epoch": order[0], "version": order[1]}

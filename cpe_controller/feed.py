@@ -6,7 +6,8 @@ Two tasks watch the store; the held streams wait here, in memory, so that 2,000 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 from cpe_controller import standing
@@ -21,14 +22,21 @@ MAX_STREAMS = 4
 # What a branch has, so that 2,000 that are woken together are not 2,000 reads. A hub's is read when it is asked for.
 KEPT_MAX_BYTES = 16 * 1024
 
+# A site is asked for its report at most so often: whoever does not answer is not pressed,
+ASK_EACH_S = 5.0
+# and no more sites at once: each comes by a connection of its own, which costs the controller 1.5 ms.
+ASK_MAX = 200
+
 Order = tuple[int, int]
 
 
 class Stream:
-    """One held stream of a site; `ended` once a newer one has taken its place."""
+    """One held stream of a site; `ended` once a newer one has taken its place, `asked` until it has been told that a
+    report is wanted."""
 
     def __init__(self) -> None:
         self.ended = False
+        self.asked = False
 
 
 class Feed:
@@ -42,6 +50,7 @@ class Feed:
         self._standings: dict[str, Standing] = {}
         self._changed: dict[str, asyncio.Event] = {}
         self._streams: dict[str, list[Stream]] = {}
+        self._asked_at: dict[str, float] = {}
         self._after = {
             DOCUMENTS: self._read(DOCUMENTS, self._note_document),
             SITES: self._read(SITES, self._note_standing),
@@ -92,6 +101,22 @@ class Feed:
         finally:
             if stream in held:
                 held.remove(stream)
+
+    def ask(self, sites: Iterable[str], now: float) -> None:
+        """Those of the sites that hold a stream are to report at once. Say it again until they have: it is passed on
+        no oftener than they can bear. `now`: seconds, of a clock that nobody sets."""
+        left = ASK_MAX
+        for site in sites:
+            held = self._streams.get(site)
+            if not held or now - self._asked_at.get(site, -math.inf) < ASK_EACH_S:
+                continue
+            if not left:
+                break
+            left -= 1
+            self._asked_at[site] = now
+            for stream in held:
+                stream.asked = True
+            self._wake(site)
 
     def close(self) -> None:
         """Every stream ends."""

@@ -84,6 +84,7 @@ def _changes() -> dict[str, Any]:
             "epoch": {"type": "integer"},
             "version": {"type": "integer"},
             "heartbeat": {"const": True},
+            "report": {"const": True, "description": "say how the site fares now: POST /v1/status"},
             "document": {"type": "string", "description": "the document's exact bytes, as text"},
             "signature": {"type": "string"},
             "key_id": {"type": "string"},
@@ -91,7 +92,8 @@ def _changes() -> dict[str, Any]:
     }
     return {
         "operationId": "changes",
-        "summary": "One JSON object per line: which document is in force, now and whenever it changes, or a heartbeat. "
+        "summary": "One JSON object per line: which document is in force, now and whenever it changes, or a heartbeat; "
+        "any of them may ask for a report. "
         "A held stream; with `after` or `wait` one line, when there is something after, or when the wait is over.",
         "parameters": [
             _query("after", {"type": "string", "pattern": "^[0-9]{1,15}\\.[0-9]{1,15}$"}, "EPOCH.VERSION"),
@@ -108,7 +110,7 @@ def _changes() -> dict[str, Any]:
 def _status() -> dict[str, Any]:
     return {
         "operationId": "status",
-        "summary": "How the site fares: at a change, at most every 2 s, and every 60 s.",
+        "summary": "How the site fares: at a change, at most every 2 s, every 60 s, and when a line of changes asks.",
         "requestBody": _body("Report"),
         "responses": {"204": {"description": "heard"}, **_refusals(400, 403, 413, 429)},
     }

@@ -14,7 +14,7 @@ import msgspec
 from cpe_controller.change import DOCUMENTS
 from cpe_controller.publish import ROLLOUT, WAITING
 from cpe_controller.reports import Contact
-from cpe_controller.rollout import Phase, Rollout, step
+from cpe_controller.rollout import Phase, Rollout, step, unheard
 from cpe_controller.store import Store, Write
 
 
@@ -40,6 +40,12 @@ def advance(store: Store, contacts: Mapping[str, Contact], now: float) -> Rollou
         if entry is not None:
             writes += [Write(DOCUMENTS + site, entry.value), Write(WAITING + site, None, entry.revision)]
     return after if store.cas(writes) is not None else None
+
+
+def to_ask(store: Store, contacts: Mapping[str, Contact], now: float) -> tuple[str, ...]:
+    """Sites whose report the rollout waits for."""
+    rollout, _ = load(store)
+    return () if rollout is None else unheard(rollout, contacts, now)
 
 
 def change(store: Store, how: Callable[[Rollout], Rollout]) -> Rollout | None:

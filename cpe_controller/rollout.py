@@ -17,6 +17,8 @@ to release; a step that is repeated after a crash asks for nothing that was done
     done, aborted                                                      the end
 
 A branch that was silent when its wave went out is not waited for: it takes its document when it is back. A hub is.
+
+A branch whose paths are as they were has nothing to say for a minute: `unheard` names those that are to be asked.
 """
 
 from __future__ import annotations
@@ -39,6 +41,9 @@ BATCH = 40
 REPORT_S = 90.0
 # Of the branches that had a path to a hub, so many must have one again.
 WITNESSES_BACK = 0.9
+# A hub's document is in force for 3 s when the hub confirms it; a branch whose path to it stands by may take a second
+# or two more to find that it is dead. Asked sooner, it would say what was.
+NOTICED_S = 2.0
 
 Order = tuple[int, int]
 
@@ -149,6 +154,20 @@ def resumed(rollout: Rollout, contacts: Mapping[str, Contact], now: float) -> Ro
 
 def confirmed(rollout: Rollout, contacts: Mapping[str, Contact]) -> int:
     return sum(_confirmed(rollout, site, contacts) for site in rollout.released())
+
+
+def unheard(rollout: Rollout, contacts: Mapping[str, Contact], now: float) -> tuple[str, ...]:
+    """The branches whose next report may end this wave: its hub has confirmed, and they have said nothing since."""
+    if rollout.phase is not Phase.RUNNING or not rollout.witnesses:
+        return ()
+    wave = rollout.waves[rollout.wave]
+    [hub] = wave.sites
+    if not _confirmed(rollout, hub, contacts) or not _missing(rollout, wave, contacts):
+        return ()
+    took_at = contacts[hub].took_at
+    if now < took_at + NOTICED_S:
+        return ()
+    return tuple(site for site in rollout.witnesses if site in contacts and contacts[site].reported_at <= took_at)
 
 
 def _release(

@@ -93,7 +93,7 @@ def serve(state_dir: Path, told: Serving, ready: Callable[[str], None]) -> None:
         control = Control(told.socket, state_dir, told.group)
         _raise_open_files()
         # Its TLS takes a quarter of the memory that asyncio's takes for a connection, and half the time.
-        uvloop.run(_serve(listeners, [feed.run, control.run, lambda: _beat(store, reports)]))
+        uvloop.run(_serve(listeners, [feed.run, control.run, lambda: _beat(store, feed, reports)]))
 
 
 def _raise_open_files() -> None:
@@ -126,15 +126,16 @@ async def _serve(listeners: Sequence[Listener], beside: Sequence[Callable[[], Co
                     raise ended
 
 
-async def _beat(store: Store, reports: Reports) -> None:
-    """What sites said is in the store within a beat, and the rollout acts on it. A store that is busy now is asked
-    again at the next."""
+async def _beat(store: Store, feed: Feed, reports: Reports) -> None:
+    """What sites said is in the store within a beat, and the rollout acts on it, and asks for what it waits for. A
+    store that is busy now is asked again at the next."""
     try:
         while True:
             await asyncio.sleep(BEAT_S)
             try:
                 reports.flush(dt.datetime.now(dt.UTC))
                 rolling.advance(store, reports.everybodys(), time.time())
+                feed.ask(rolling.to_ask(store, reports.everybodys(), time.time()), time.monotonic())
             except StoreError as error:
                 _log.warning("the store cannot be written now: %s", error)
     finally:

@@ -21,6 +21,11 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     terminalreporter.write_line(f"IPsec in labs: {resolve(BACKEND).value}{slow}")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What waits for networks comes first: the many quick files then keep all workers busy until the end."""
+    items.sort(key=lambda item: "scenarios" not in item.path.parts)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Move this process into a fresh network namespace, before any thread exists (a thread would stay behind)."""
     if os.geteuid() != 0:

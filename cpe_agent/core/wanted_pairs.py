@@ -23,16 +23,16 @@ ONE_BY_ONE = 50
 # Compared as slices, pairs take a third of the time that they take one by one.
 TOGETHER = 256
 
-Nets = tuple[Range, Range]  # from, to
+Places = Mapping[Range, Mapping[Range, tuple[Box, ...]]]
 
 
 class Cut(msgspec.Struct, frozen=True):
     """Boxes of one IP version, and what is left of each once wider ones are cut out of it.
 
-    `at`: boxes by their addresses. `tags`: element as nft writes it -> tag of its box.
+    `at`: boxes by their source, then by their destination. `tags`: element as nft writes it -> tag of its box.
     """
 
-    at: Mapping[Nets, tuple[Box, ...]] = {}
+    at: Places = {}
     pieces: Mapping[Box, tuple[Box, ...]] = {}
     tags: Mapping[str, str] = {}
 
@@ -98,14 +98,15 @@ def _pair_set(before: PairSet, gone: set[Box], new: set[Box]) -> PairSet:
     flows = _advanced(before.flows, gone, new, element)
     # Of addresses only those matter at which there was no box before, or is none now.
     old, now = before.flows.at, flows.at
-    touched = {(box.source, box.destination): box.version for box in gone | new}
-    lost = {_flat(version, nets) for nets, version in touched.items() if nets in old and nets not in now}
-    come = {_flat(version, nets) for nets, version in touched.items() if nets in now and nets not in old}
+    touched = {Box(box.version, box.source, box.destination, (0, 0), (0, 0)) for box in gone | new}
+    lost = {box for box in touched if _has_any(old, box) and not _has_any(now, box)}
+    come = {box for box in touched if _has_any(now, box) and not _has_any(old, box)}
     return PairSet(flows, _advanced(before.nets, lost, come, address_pair))
 
 
-def _flat(version: int, nets: Nets) -> Box:
-    return Box(version, *nets, (0, 0), (0, 0))
+def _has_any(at: Places, box: Box) -> bool:
+    """Is there a box of these addresses?"""
+    return box.destination in at.get(box.source, ())
 
 
 def _boxes(pairs: Iterable[Pair]) -> dict[tuple[str, int], set[Box]]:
@@ -125,6 +126,8 @@ def _boxes(pairs: Iterable[Pair]) -> dict[tuple[str, int], set[Box]]:
 
 
 def _advanced(before: Cut, gone: set[Box], new: set[Box], text: Callable[[Box], str]) -> Cut:
+    if not gone and not new:
+        return before
     at = _placed(before.at, gone, new)
     if len(gone) + len(new) > ONE_BY_ONE:
         return _anew(at, text)
@@ -146,26 +149,27 @@ def _advanced(before: Cut, gone: set[Box], new: set[Box], text: Callable[[Box], 
     return Cut(at, pieces, tags)
 
 
-def _anew(at: Mapping[Nets, tuple[Box, ...]], text: Callable[[Box], str]) -> Cut:
-    pieces = cut(box for boxes in at.values() for box in boxes)
+def _anew(at: Places, text: Callable[[Box], str]) -> Cut:
+    pieces = cut(box for row in at.values() for boxes in row.values() for box in boxes)
     return Cut(at, pieces, {text(piece): piece.tag for rest in pieces.values() for piece in rest})
 
 
-def _placed(before: Mapping[Nets, tuple[Box, ...]], gone: set[Box], new: set[Box]) -> dict[Nets, tuple[Box, ...]]:
-    at = dict(before)
+def _placed(before: Places, gone: set[Box], new: set[Box]) -> Places:
+    """Boxes of other sources stay where they are, the same objects."""
+    changed = {box.source for box in gone | new}
+    rows = {source: {to: list(boxes) for to, boxes in before.get(source, {}).items()} for source in changed}
     for box in gone:
-        nets = (box.source, box.destination)
-        left = tuple(other for other in at.pop(nets) if other != box)
-        if left:
-            at[nets] = left
-    come: dict[Nets, list[Box]] = {}
+        rows[box.source][box.destination].remove(box)
     for box in new:
-        come.setdefault((box.source, box.destination), []).append(box)
-    return at | {nets: (*at.get(nets, ()), *boxes) for nets, boxes in come.items()}
+        rows[box.source].setdefault(box.destination, []).append(box)
+    left = {source: {to: tuple(boxes) for to, boxes in row.items() if boxes} for source, row in rows.items()}
+    kept = {source: row for source, row in before.items() if source not in changed}
+    return kept | {source: row for source, row in left.items() if row}
 
 
-def _touching(at: Mapping[Nets, tuple[Box, ...]], box: Box) -> list[Box]:
+def _touching(at: Places, box: Box) -> list[Box]:
     (first, last), (low, high) = box.source, box.destination
     # Written out: this looks at every subnet that a hub knows, for every box that changed.
-    nets = [n for n in at if n[0][0] <= last and first <= n[0][1] and n[1][0] <= high and low <= n[1][1]]
-    return [other for n in nets for other in at[n] if touch(box, other)]
+    rows = [row for near, row in at.items() if near[0] <= last and first <= near[1]]
+    found = [boxes for row in rows for far, boxes in row.items() if far[0] <= high and low <= far[1]]
+    return [other for boxes in found for other in boxes if touch(box, other)]

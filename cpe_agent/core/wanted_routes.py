@@ -13,6 +13,11 @@ Pure. Theory of operation, by rule priority:
 5. all else that the router itself sends (the controller, DNS, NTP) is looked up in main but for its default routes,
    then in OWN, which leads out by the best uplink that is known to work (core.own_way). Nothing that enters by an
    interface gets as far as that: the rules name `lo`, by which only the router's own packets enter.
+
+Each of the first three is followed by a rule of the same packets into a table where all that it is about leads nowhere.
+No packet gets as far as that but while somebody has emptied OVERLAY or INBOUND, or taken an inner address away. Then a
+LAN's packets would go on to the internet, and so would what the router itself says, such as that it cannot deliver what
+a tunnel has brought.
 """
 
 from __future__ import annotations
@@ -40,16 +45,20 @@ def routes(document: Document, uplinks: Iterable[ResolvedUplink], links: Links, 
     wanted_routes: set[Route] = set()
     lan_interfaces = sorted({name for lan in document.lans if (name := lan_interface(document, lan))})
     for family in families:
-        wanted_routes.add(Route(dp.INBOUND, ANYWHERE[family]))
+        wanted_routes |= {Route(table, ANYWHERE[family]) for table in (dp.INBOUND, dp.INBOUND_SHUT)}
         wanted_rules.add(Rule(family, dp.PRIORITY_OVERLAY, dp.OVERLAY))
+        wanted_rules.add(Rule(family, dp.PRIORITY_OVERLAY_SHUT, dp.OVERLAY_SHUT))
         for interface in interfaces(document, links).values():
             wanted_rules.add(Rule(family, dp.PRIORITY_UPLINK_IN, dp.INBOUND, iif=interface))
+            wanted_rules.add(Rule(family, dp.PRIORITY_UPLINK_SHUT, dp.INBOUND_SHUT, iif=interface))
         closed = [*lan_interfaces, backend.device] if backend is Backend.USERLAND else lan_interfaces
         wanted_rules.add(Rule(family, dp.PRIORITY_OWN_NEAR, dp.MAIN, iif=LOOPBACK, near=True))
         wanted_rules.add(Rule(family, dp.PRIORITY_OWN_FAR, dp.OWN, iif=LOOPBACK))
         for interface in closed:
             wanted_rules.add(Rule(family, dp.PRIORITY_LAN_IN, dp.INBOUND, iif=interface))
+            wanted_rules.add(Rule(family, dp.PRIORITY_LAN_SHUT, dp.INBOUND_SHUT, iif=interface))
     wanted_routes |= _lan_routes(document, links, backend)
+    wanted_routes |= {Route(dp.OVERLAY_SHUT, subnet) for subnet in protected_subnets(document)}
     own = {lan.subnet for lan in document.lans}
     for subnet in remote_subnets(document) - own:
         wanted_routes.add(Route(dp.OVERLAY, subnet))
@@ -98,6 +107,13 @@ def remote_subnets(document: Document) -> set[str]:
         for endpoint in peer.endpoints:
             found |= {host(endpoint.probe_address), host(endpoint.ready_address)}
     return found
+
+
+def protected_subnets(document: Document) -> set[str]:
+    """All that must never be seen on an uplink, as networks: what lies behind tunnels, own LANs, and the router's own
+    inner addresses, which somebody may have taken from it."""
+    own = {host(address) for address in own_addresses(document)}
+    return own | remote_subnets(document) | {lan.subnet for lan in document.lans}
 
 
 def _families(document: Document, uplinks: Iterable[ResolvedUplink]) -> set[int]:

@@ -14,7 +14,7 @@ from cpe_agent.core.lans import lan_interface
 from cpe_agent.core.wanted_chains import chains
 from cpe_agent.core.wanted_nat import nat_chains
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
-from cpe_agent.core.wanted_routes import own_addresses, remote_subnets
+from cpe_agent.core.wanted_routes import own_addresses, protected_subnets
 from cpe_agent.model.dataplane import IKE_BYTES_IN, IKE_BYTES_OUT, Backend, NftSet, Ruleset, Service
 from cpe_agent.model.document import Document
 
@@ -130,7 +130,7 @@ def _address_sets(document: Document | None, version: int, ready: bool) -> list[
             "answering": own - silent,
             "site": {host(document.site_address)},
             "probed": probed,
-            "protected": own | remote_subnets(document) | {lan.subnet for lan in document.lans},
+            "protected": protected_subnets(document),
             "ssh_from": set(document.management.ssh_from),
             "metrics_from": set(document.management.metrics_from),
             "routing_from": set(document.management.routing_from),

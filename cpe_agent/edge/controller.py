@@ -40,7 +40,7 @@ from cpe_agent.edge.names import Names
 from cpe_agent.model.document import SCHEMA
 from cpe_agent.model.enrolment import Renewed
 from cpe_agent.model.site_report import SiteReport
-from cpe_agent.ports import SignedDocument
+from cpe_agent.ports import Change, SignedDocument
 
 __all__ = ["ChangeStream", "ControllerError", "HttpsController"]
 
@@ -103,8 +103,8 @@ class HttpsController:
         return await self._first_good("document", fetch)
 
     def changes(self, local_address: str) -> ChangeStream:
-        """(epoch, version) served now, then at each change; None for a heartbeat. Connects at the first step, which
-        ends any earlier stream: an agent follows one. Raises ControllerError when it cannot connect, and when the
+        """What is served now, then each change, each wish for a report and each heartbeat. Connects at the first step,
+        which ends any earlier stream: an agent follows one. Raises ControllerError when it cannot connect, and when the
         stream breaks, ends or falls silent. Leaving it early, close it (`contextlib.aclosing`)."""
 
         async def connect() -> _Connection:
@@ -117,7 +117,7 @@ class HttpsController:
         self._streams.add(stream)
         return stream
 
-    async def poll(self, local_address: str, after: tuple[int, int] | None) -> tuple[int, int] | None:
+    async def poll(self, local_address: str, after: tuple[int, int] | None) -> Change:
         """One line of changes, held by the controller for at most POLL_S: for networks that cut or swallow a stream.
         Raises ControllerError."""
         query = f"?after={after[0]}.{after[1]}&wait={POLL_S:g}" if after else f"?wait={POLL_S:g}"
@@ -259,7 +259,7 @@ class ChangeStream:
     def __aiter__(self) -> ChangeStream:
         return self
 
-    async def __anext__(self) -> tuple[int, int] | None:
+    async def __anext__(self) -> Change:
         if self._closed:
             raise StopAsyncIteration
         with trio.CancelScope() as self._reading:
@@ -280,7 +280,7 @@ class ChangeStream:
         else:
             await self._drop()
 
-    async def _next(self) -> tuple[int, int] | None:
+    async def _next(self) -> Change:
         if self._connection is None:
             self._connection = await self._connect()
         base_url = self._connection.base_url

@@ -22,7 +22,7 @@ import msgspec
 import trio
 
 from cpe_agent.model.document import KEY_ID_HEADER, MAX_BYTES, SIGNATURE_HEADER
-from cpe_agent.ports import EdgeError, SignedDocument
+from cpe_agent.ports import Change, EdgeError, SignedDocument
 
 # {"epoch":...,"version":...} with the largest numbers there are is shorter.
 LINE_MAX_BYTES = 1024
@@ -65,16 +65,17 @@ class _Line(msgspec.Struct, frozen=True):
     epoch: Annotated[int, msgspec.Meta(ge=0)] | None = None
     version: Annotated[int, msgspec.Meta(ge=1)] | None = None
     heartbeat: bool = False
+    report: bool = False
 
 
-def change(base_url: str, line: bytes) -> tuple[int, int] | None:
-    """(epoch, version), or None for a heartbeat."""
+def change(base_url: str, line: bytes) -> Change:
+    """What a line of changes says."""
     with suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         decoded = msgspec.json.decode(line, type=_Line)
         if decoded.epoch is not None and decoded.version is not None:
-            return decoded.epoch, decoded.version
+            return Change((decoded.epoch, decoded.version), decoded.report)
         if decoded.heartbeat:
-            return None
+            return Change(None, decoded.report)
     raise ControllerError(
         "changes", f"{base_url}: sent a line that is neither a version nor a heartbeat: {line[:80]!r}"
     )

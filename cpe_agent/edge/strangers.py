@@ -13,11 +13,21 @@ from typing import Any
 from pyroute2.netlink.exceptions import NetlinkError
 
 from cpe_agent.edge import ourroutes, routetable
-from cpe_agent.model.dataplane import INBOUND, OVERLAY, OWN, PRIORITY_UPLINK_FROM, ROUTE_PROTOCOL, UPLINK_TABLES
+from cpe_agent.model.dataplane import (
+    INBOUND,
+    INBOUND_SHUT,
+    OVERLAY,
+    OVERLAY_SHUT,
+    OWN,
+    PRIORITY_UPLINK_FROM,
+    ROUTE_PROTOCOL,
+    UPLINK_TABLES,
+)
 
 # No router has more uplinks.
 _UPLINKS_MAX = 32
-TABLES = (OVERLAY, INBOUND, OWN, *range(UPLINK_TABLES, UPLINK_TABLES + _UPLINKS_MAX))
+_SHARED = (OVERLAY, OVERLAY_SHUT, INBOUND, INBOUND_SHUT, OWN)
+TABLES = (*_SHARED, *range(UPLINK_TABLES, UPLINK_TABLES + _UPLINKS_MAX))
 _LOCAL_TABLE = 255
 _TO_TABLE = 1
 # None, or of default routes, which is compared with what is wanted.

@@ -1,4 +1,4 @@
-"""What does the controller hear of this site? At changes, and every minute, over whatever uplink works.
+"""What does the controller hear of this site? At changes, every minute, and when it asks, over whatever uplink works.
 
 There is no queue: what is sent is what holds when it is sent, so a day without the controller leaves nothing behind.
 """
@@ -13,6 +13,7 @@ import trio
 from cpe_agent import __version__
 from cpe_agent.core.backoff import backoff_s
 from cpe_agent.core.site_report import Facts, news, site_report
+from cpe_agent.loops.bell import Bell
 from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.report import Reporter
 from cpe_agent.model.site_report import Box, SiteReport
@@ -28,26 +29,36 @@ RETRY_AFTER_MAX_S = 600.0
 
 
 class Announcer:
-    """Sends reports. `ways`: our addresses to go out by, best first."""
+    """Sends reports. `ways`: our addresses to go out by, best first. `asked` is rung when one is wanted."""
 
     def __init__(
-        self, cells: Cells, port: ControllerPort, reporter: Reporter, box: Box, ways: Callable[[], Sequence[str]]
+        self,
+        cells: Cells,
+        port: ControllerPort,
+        reporter: Reporter,
+        box: Box,
+        ways: Callable[[], Sequence[str]],
+        asked: Bell,
     ) -> None:
         self._cells = cells
         self._port = port
         self._reporter = reporter
         self._box = box
         self._ways = ways
+        self._asked = asked
 
     async def run(self) -> None:
         """For ever."""
         told: object = None
         failures = 0
-        due = trio.current_time()
+        due = look_at = trio.current_time()
         while True:
+            # Who has asked by now is answered by what is made now.
+            if await self._asked.wait(look_at):
+                due = trio.current_time()
             report = self._report()
             if news(report) == told and trio.current_time() < due:
-                await trio.sleep(CHANGE_S)
+                look_at = trio.current_time() + CHANGE_S
                 continue
             error = await self._send(report)
             if error is None:

@@ -19,9 +19,10 @@ from cpe_agent.core import bootstrap
 from cpe_agent.core.backoff import backoff_s
 from cpe_agent.core.uplinks import resolve
 from cpe_agent.log import get_logger
+from cpe_agent.loops.bell import Bell
 from cpe_agent.loops.cells import Cells
 from cpe_agent.loops.confirm import InForce
-from cpe_agent.ports import ControllerPort, EdgeError
+from cpe_agent.ports import Change, ControllerPort, EdgeError
 
 log = get_logger()
 
@@ -46,6 +47,8 @@ class Follower:
         self._cells = cells
         self._port = port
         self._in_force = in_force
+        # Rung when the controller wants to hear how this site fares.
+        self.asked = Bell()
         self._etag: str | None = None
         self._announced: tuple[int, int] | None = None
         self._cuts = 0
@@ -124,17 +127,20 @@ class Follower:
             self._cuts = CUTS_MAX - 1
         lines = 0
         try:
-            async for order in self._port.changes(local_address):
+            async for change in self._port.changes(local_address):
                 lines += 1
-                await self._hear(local_address, order)
+                await self._hear(local_address, change)
             raise EdgeError("controller", "changes", "the controller ended the stream")
         except EdgeError as error:
             if error.op == "changes":
                 self._stream_ended(lines)
             raise
 
-    async def _hear(self, local_address: str, order: tuple[int, int] | None) -> None:
+    async def _hear(self, local_address: str, change: Change) -> None:
         self._heard()
+        if change.report:
+            self.asked.ring("report")
+        order = change.order
         if order is not None:
             self._announced = order
         if self._announced is not None and self._in_force.may_try_again(self._announced):

@@ -28,8 +28,11 @@ IKE_BYTES_OUT = "spent_on_ike_out"
 ROUTE_PROTOCOL = 155
 # Below 220, where charon's own rule would stand, and above the local table (0).
 PRIORITY_UPLINK_IN = 110
+PRIORITY_UPLINK_SHUT = 111
 PRIORITY_OVERLAY = 120
+PRIORITY_OVERLAY_SHUT = 121
 PRIORITY_LAN_IN = 130
+PRIORITY_LAN_SHUT = 131
 PRIORITY_UPLINK_FROM = 140
 # Before there is a document: the same, of links that look like uplinks.
 PRIORITY_FOUND_FROM = 145
@@ -42,6 +45,10 @@ PRIORITY_OWN_FAR = 160
 OVERLAY = 15500
 INBOUND = 15501
 OWN = 15502
+# Behind OVERLAY and behind INBOUND, for the time in which somebody has emptied these: protected subnets, and
+# everything, lead nowhere.
+OVERLAY_SHUT = 15503
+INBOUND_SHUT = 15504
 UPLINK_TABLES = 15510
 FOUND_TABLES = 15600
 # In the overlay table the way through IPsec comes first; if its device is gone, the same subnet is unreachable.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import Literal
 
 import pytest
@@ -10,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cpe_agent.core import wanted_pairs
+from cpe_agent.core.disjoint import Box, Range
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.model.document import Pair
 from tests.core.documents import pair
@@ -55,9 +57,13 @@ def edits(draw: st.DrawFn) -> list[tuple[Pair, ...]]:
 def plain(found: PairSets) -> dict[tuple[str, int], object]:
     """Elements with whose they are; and how the boxes lie, for the next step."""
     return {
-        key: [(c.tags, c.pieces, {n: set(boxes) for n, boxes in c.at.items()}) for c in (one.flows, one.nets)]
+        key: [(c.tags, c.pieces, {near: _sets(row) for near, row in c.at.items()}) for c in (one.flows, one.nets)]
         for key, one in found.by_side.items()
     }
+
+
+def _sets(row: Mapping[Range, tuple[Box, ...]]) -> dict[Range, set[Box]]:
+    return {far: set(boxes) for far, boxes in row.items()}
 
 
 @pytest.mark.parametrize("one_by_one", [2, 1000])

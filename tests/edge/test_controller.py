@@ -22,7 +22,7 @@ from cpe_agent.edge import controller as module
 from cpe_agent.edge.controller import ControllerError, HttpsController
 from cpe_agent.model.document import KEY_ID_HEADER, MAX_BYTES, SIGNATURE_HEADER
 from cpe_agent.model.site_report import Box, SiteReport
-from cpe_agent.ports import ControllerPort, EdgeError, SignedDocument
+from cpe_agent.ports import Change, ControllerPort, EdgeError, SignedDocument
 from tests.edge.authority import Authority
 from tests.edge.tls_server import Answer, Stream, TlsServer, response, says, serve
 from tests.fakes.controller import FakeController
@@ -83,7 +83,17 @@ class Served(Protocol):
 
     def beat(self) -> None: ...
 
+    def ask(self) -> None: ...
+
     def cut(self) -> None: ...
+
+
+def line_of(change: Change) -> bytes:
+    """As the controller writes it."""
+    said: dict[str, Any] = {"heartbeat": True}
+    if change.order is not None:
+        said = {"epoch": change.order[0], "version": change.order[1]}
+    return msgspec.json.encode(said | ({"report": True} if change.report else {})) + b"\n"
 
 
 class ServedOverTls:
@@ -92,6 +102,7 @@ class ServedOverTls:
     def __init__(self) -> None:
         self.state = FakeController()
         self.put, self.beat, self.cut = self.state.put, self.state.beat, self.state.cut
+        self.ask = self.state.ask
         self.reports = self.state.reports
 
     async def answer(self, server: TlsServer, stream: Stream) -> None:
@@ -108,15 +119,14 @@ class ServedOverTls:
                 after = (int(epoch), int(version))
             with suppress(EdgeError):
                 change = await self.state.poll("", after)
-                line = b'{"heartbeat":true}\n' if change is None else b'{"epoch":%d,"version":%d}\n' % change
+                line = line_of(change)
                 await stream.send_all(response("200 OK", NDJSON | {"content-length": str(len(line))}, line))
             return
         if request.path == "/v1/changes":
             await stream.send_all(response("200 OK", NDJSON))
             with suppress(EdgeError):
                 async for change in self.state.changes(""):
-                    line = b'{"heartbeat":true}' if change is None else b'{"epoch":%d,"version":%d}' % change
-                    await stream.send_all(line + b"\n")
+                    await stream.send_all(line_of(change))
             return
         try:
             current = await self.state.document("", request.headers.get("if-none-match"))
@@ -164,18 +174,20 @@ class TestContract:
         served.put(SIGNED, (0, 1))
         changes = port.changes("")
         with trio.fail_after(5):
-            assert await anext(changes) == (0, 1)
+            assert await anext(changes) == Change((0, 1))
             served.beat()
-            assert await anext(changes) is None
+            assert await anext(changes) == Change()
+            served.ask()
+            assert await anext(changes) == Change(report=True)
             served.put(OTHER, (3, 2))
-            assert await anext(changes) == (3, 2)
+            assert await anext(changes) == Change((3, 2))
             served.cut()
             with pytest.raises(EdgeError, match="ended the stream") as caught:
                 await anext(changes)
         assert (caught.value.target, caught.value.op) == ("controller", "changes")
         again = port.changes("")
         with trio.fail_after(5):
-            assert await anext(again) == (3, 2)
+            assert await anext(again) == Change((3, 2))
         served.cut()
         with pytest.raises(EdgeError):
             await anext(again)
@@ -184,7 +196,7 @@ class TestContract:
         port, served = pair
         served.put(SIGNED, (0, 1))
         with trio.fail_after(5):
-            assert await port.poll("", None) == (0, 1)
+            assert await port.poll("", None) == Change((0, 1))
             async with trio.open_nursery() as nursery:
 
                 @nursery.start_soon
@@ -192,8 +204,21 @@ class TestContract:
                     await trio.sleep(0.3)
                     served.put(OTHER, (3, 2))
 
-                assert await port.poll("", (0, 1)) == (3, 2)
-            assert await port.poll("", (0, 1)) == (3, 2)
+                assert await port.poll("", (0, 1)) == Change((3, 2))
+            assert await port.poll("", (0, 1)) == Change((3, 2))
+
+    async def test_a_poll_is_answered_when_a_report_is_wanted(self, pair: tuple[ControllerPort, Served]) -> None:
+        port, served = pair
+        served.put(SIGNED, (0, 1))
+        with trio.fail_after(5):
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def ask() -> None:
+                    await trio.sleep(0.3)
+                    served.ask()
+
+                assert await port.poll("", (0, 1)) == Change(report=True)
 
     async def test_a_report_arrives_whole(self, pair: tuple[ControllerPort, Served]) -> None:
         port, served = pair
@@ -449,6 +474,7 @@ async def test_the_next_url_is_tried_and_remembered(tls: Tls) -> None:
                 b"", b"{}", b"[1,2]", b"\xff", b'{"epoch":0}', b'{"epoch":"0","version":1}',
                 b'{"epoch":-1,"version":1}',
                 b'{"epoch":1,"version":0}', b'{"heartbeat":false}', b'{"epoch":1.5,"version":1}', b"[" * 1000,
+                b'{"report":true}', b'{"heartbeat":true,"report":1}',
             )
         ),
     ],
@@ -464,11 +490,13 @@ async def test_no_changes(tls: Tls, said: list[bytes], words: str) -> None:
 
 
 async def test_lines_are_found_however_the_bytes_arrive(tls: Tls) -> None:
-    lines = b'{"epoch":1,"version":2,"note":"\xe2\x80\xa8"}\n{"heartbeat":true}\n{"epoch":1,"version":3}\n'
+    lines = (
+        b'{"epoch":1,"version":2,"note":"\xe2\x80\xa8"}\n{"heartbeat":true}\n{"epoch":1,"version":3,"report":true}\n'
+    )
     server = await tls.serve(says(response("200 OK", NDJSON), *(lines[i : i + 1] for i in range(len(lines)))))
     stream = tls.client(server.url).changes("127.0.0.7")
     with trio.fail_after(5):
-        assert [await anext(stream) for _ in range(3)] == [(1, 2), None, (1, 3)]
+        assert [await anext(stream) for _ in range(3)] == [Change((1, 2)), Change(), Change((1, 3), True)]
     assert [(request.path, request.peer) for request in server.requests] == [("/v1/changes", "127.0.0.7")]
     assert "ended the stream" in (await refusal(anext(stream))).cause
 
@@ -487,7 +515,7 @@ async def test_silence(tls: Tls, how: str) -> None:
     server = await tls.serve(answer)
     stream = tls.client(server.url, silence_s=0.2).changes("")
     if how != "before the headers":
-        assert await anext(stream) == (1, 2)
+        assert await anext(stream) == Change((1, 2))
     error = await refusal(anext(stream))
     assert ("does not answer" if how == "before the headers" else "silent for 0.2 s") in error.cause
 
@@ -521,7 +549,7 @@ async def leave_by_closing_while_another_task_waits(_: HttpsController, stream: 
 
 async def leave_by_starting_another(client: HttpsController, _: module.ChangeStream) -> None:
     another = client.changes("")
-    assert await anext(another) == (1, 2)
+    assert await anext(another) == Change((1, 2))
     await another.aclose()
 
 
@@ -555,7 +583,7 @@ async def test_whoever_leaves_a_stream_closes_its_connection(tls: Tls, leave: Le
     server = await tls.serve(answer)
     client = tls.client(server.url)
     stream = client.changes("")
-    assert await anext(stream) == (1, 2)
+    assert await anext(stream) == Change((1, 2))
     await leave(client, stream)
     with trio.fail_after(5):
         await gone.wait()

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 import trio
 
+from cpe_agent.model.dataplane import TABLE
 from cpe_agent.ports import FirewallPort
 
 INTERFACES = ("lan0", "lan1", "wired", "ipsec0")
@@ -102,6 +103,8 @@ class Wires:
                 _ip(f"{family} rule del priority {table}")
         for path, value in self._settings.items():
             _write(path, value)
+        # Whatever was put between these wires is not the next file's.
+        subprocess.run(["nft", f"add table inet {TABLE}; delete table inet {TABLE}"], check=True)
 
     def send(self, sent: Sent) -> None:
         ends = "".join((_MACS[sent.interface], _NOBODY)).replace(":", "")

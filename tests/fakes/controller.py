@@ -8,7 +8,7 @@ import trio
 
 from cpe_agent.model.enrolment import Renewed
 from cpe_agent.model.site_report import SiteReport
-from cpe_agent.ports import EdgeError, SignedDocument
+from cpe_agent.ports import Change, EdgeError, SignedDocument
 
 POLL_S = 25.0
 
@@ -19,6 +19,7 @@ class FakeController:
 
     def __init__(self) -> None:
         self.fault: str | None = None
+        self.unheard: str | None = None  # likewise, of reports only
         self.asked: list[str] = []
         self.listened: list[str] = []  # "stream" or "poll", in order
         self.reports: list[SiteReport] = []
@@ -28,15 +29,19 @@ class FakeController:
         self.cas: tuple[str, ...] = ()
         self._document: SignedDocument | None = None
         self._order = (0, 0)
-        self._streams: set[trio.MemorySendChannel[tuple[int, int] | None]] = set()
+        self._streams: set[trio.MemorySendChannel[Change]] = set()
 
     def put(self, document: SignedDocument, order: tuple[int, int]) -> None:
         self._document, self._order = document, order
-        self._tell(order)
+        self._tell(Change(order))
 
     def beat(self) -> None:
         """One heartbeat to whoever listens."""
-        self._tell(None)
+        self._tell(Change())
+
+    def ask(self) -> None:
+        """Whoever listens is to report now."""
+        self._tell(Change(report=True))
 
     def cut(self) -> None:
         """End the streams that are open."""
@@ -56,16 +61,16 @@ class FakeController:
     def changes(self, local_address: str) -> FakeStream:
         return FakeStream(self, local_address)
 
-    async def poll(self, local_address: str, after: tuple[int, int] | None) -> tuple[int, int] | None:
+    async def poll(self, local_address: str, after: tuple[int, int] | None) -> Change:
         await trio.lowlevel.checkpoint()
         receive = self._listen(local_address, "poll")
         try:
             if after != self._order:
-                return self._order
+                return Change(self._order)
             with trio.move_on_after(POLL_S):
                 await receive.receive()  # what is served already
                 return await receive.receive()
-            return None
+            return Change()
         except trio.EndOfChannel:
             raise EdgeError("controller", "changes", "ended the poll") from None
         finally:
@@ -75,6 +80,8 @@ class FakeController:
         await trio.lowlevel.checkpoint()
         self.reported_from.append(local_address)
         self.refuse("status")
+        if self.unheard is not None:
+            raise EdgeError("controller", "status", self.unheard)
         self.reports.append(report)
 
     async def renew(self, local_address: str, csr_pem: str) -> Renewed:
@@ -93,23 +100,23 @@ class FakeController:
         self.cut()
         await trio.lowlevel.checkpoint()
 
-    def open_stream(self, local_address: str) -> trio.MemoryReceiveChannel[tuple[int, int] | None]:
+    def open_stream(self, local_address: str) -> trio.MemoryReceiveChannel[Change]:
         return self._listen(local_address, "stream")
 
-    def _listen(self, local_address: str, how: str) -> trio.MemoryReceiveChannel[tuple[int, int] | None]:
+    def _listen(self, local_address: str, how: str) -> trio.MemoryReceiveChannel[Change]:
         self.asked.append(local_address)
         self.listened.append(how)
         self.refuse("changes")
-        send, receive = trio.open_memory_channel[tuple[int, int] | None](100)
+        send, receive = trio.open_memory_channel[Change](100)
         self._streams.add(send)
-        send.send_nowait(self._order)
+        send.send_nowait(Change(self._order))
         return receive
 
     def refuse(self, op: str) -> None:
         if self.fault is not None:
             raise EdgeError("controller", op, self.fault)
 
-    def _tell(self, change: tuple[int, int] | None) -> None:
+    def _tell(self, change: Change) -> None:
         for stream in list(self._streams):
             try:
                 stream.send_nowait(change)
@@ -123,12 +130,12 @@ class FakeStream:
     def __init__(self, controller: FakeController, local_address: str) -> None:
         self._controller = controller
         self._local_address = local_address
-        self._receive: trio.MemoryReceiveChannel[tuple[int, int] | None] | None = None
+        self._receive: trio.MemoryReceiveChannel[Change] | None = None
 
     def __aiter__(self) -> FakeStream:
         return self
 
-    async def __anext__(self) -> tuple[int, int] | None:
+    async def __anext__(self) -> Change:
         await trio.lowlevel.checkpoint()
         if self._receive is None:
             self._receive = self._controller.open_stream(self._local_address)

@@ -11,7 +11,6 @@ Everything is synchronous, and whatever ends the with block, or this process, en
 from __future__ import annotations
 
 import itertools
-import json
 import shutil
 import sys
 from collections.abc import Callable, Iterator
@@ -21,6 +20,7 @@ from types import TracebackType
 from typing import Literal
 
 from cpe_agent.model.dataplane import Backend
+from tests.lab import leaks
 from tests.lab.container import REPOSITORY, Completed, Container, Process, wait_until
 from tests.lab.daemon import Command, Daemon
 from tests.lab.flow import PORT, Flow
@@ -175,8 +175,13 @@ class Lab:
 
         Counted twice over: at the provider's first router, before any fault or NAT, and in the core.
         """
-        routers = [access_router(site.name, uplink.name) for site in self.network.sites for uplink in site.uplinks]
-        return {router: packets for router in (CORE, *routers) if (packets := self._leaked_at(router))}
+        counted = {router: leaks.count(self.network, self._nft(router)) for router in self._watched()}
+        return {router: packets for router, packets in counted.items() if packets}
+
+    def leaked_flows(self) -> str:
+        """The same in words, flow by flow, a line each; "" if there is none."""
+        seen = ((router, leaks.read(self.network, self._nft(router))) for router in self._watched())
+        return "\n".join(f"{router}: {leak}" for router, found in seen for leak in found)
 
     def save_logs(self, directory: Path | None = None) -> Path:
         """Copy all logs out of the lab, replacing those of an earlier lab of this name. Returns where they are."""
@@ -198,13 +203,12 @@ class Lab:
         for name, log in logs:
             wait_until(f"{name} serves its page", partial(_is_ready, log), _START_S)
 
-    def _leaked_at(self, router: str) -> int:
-        packets = 0
-        for family in ("ip", "ip6") if self.network.has_ipv6 else ("ip",):
-            listing = self.run(router, "nft", "-j", "list", "counter", family, "lab", "leaked").stdout
-            items = json.loads(listing)["nftables"]
-            packets += sum(int(item["counter"]["packets"]) for item in items if "counter" in item)
-        return packets
+    def _watched(self) -> list[str]:
+        routers = [access_router(site.name, uplink.name) for site in self.network.sites for uplink in site.uplinks]
+        return [CORE, *routers]
+
+    def _nft(self, router: str) -> Callable[..., str]:
+        return lambda *argv: self.run(router, "nft", *argv).stdout
 
     def _daemons(self) -> Iterator[Daemon]:
         yield self.controller

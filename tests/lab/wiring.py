@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 
+from tests.lab import leaks
 from tests.lab.container import Container
 from tests.lab.topology import InternetHost, Lan, Nat, Network, Site, Uplink, access_router
 
@@ -24,8 +25,6 @@ TO_INTERNET = "internet"  # an access router's or NAT's interface towards the co
 
 # Offered packets (see offer.py) carry this DSCP, which no real application uses and which survives NAT and tunnels.
 OFFER_DSCP = 43
-
-PRIVATE6 = "fd00::/8"  # where all LANs and inner addresses of IPv6 are
 
 # What DHCP clients of several interfaces would leave: a default route each, told apart by metric.
 _FIRST_METRIC = 100
@@ -71,7 +70,7 @@ class Wiring:
 
 def plan(network: Network) -> Wiring:
     wiring = Wiring(has_ipv6=network.has_ipv6)
-    wiring.namespace(CORE, router=True, rules=_leak_counter(network, ""))
+    wiring.namespace(CORE, router=True, rules=leaks.rules(network, ""))
     transfer = _Transfer(wiring)
     for nat in network.nats:
         _add_nat(wiring, transfer, network, nat)
@@ -152,7 +151,7 @@ def _add_nat(wiring: Wiring, transfer: _Transfer, network: Network, nat: Nat) ->
 def _add_uplink(wiring: Wiring, transfer: _Transfer, network: Network, site: Site, uplink: Uplink, metric: int) -> None:
     router = access_router(site.name, uplink.name)
     upper = uplink.nat or CORE
-    rules = _leak_counter(network, f'iifname "{TO_CPE}" ') + (_SILENT_MTU if uplink.silent_mtu else "")
+    rules = leaks.rules(network, f'iifname "{TO_CPE}" ') + (_SILENT_MTU if uplink.silent_mtu else "")
     wiring.namespace(router, router=True, rules=rules)
     wiring.wire(site.name, uplink.name, router, TO_CPE)
     if uplink.mtu != 1500:
@@ -207,33 +206,6 @@ def _add_internet_host(wiring: Wiring, host: InternetHost) -> None:
         wiring.address(CORE, host.name, f"{host.ipv6.gateway}/{host.ipv6.address.network.prefixlen}")
         wiring.address(host.name, "eth0", host.ipv6.address)
         wiring.route(host.name, "::/0", host.ipv6.gateway)
-
-
-def _leak_counter(network: Network, where: str) -> str:
-    subnets = ", ".join(map(str, network.private_subnets))
-    leaked6 = f"""
-table ip6 lab {{
-  counter leaked {{}}
-  chain prerouting {{
-    type filter hook prerouting priority {_BEFORE_EVERYTHING};
-    {where}ip6 saddr {PRIVATE6} counter name leaked accept
-    {where}ip6 daddr {PRIVATE6} counter name leaked
-  }}
-}}
-"""
-    return (
-        (leaked6 if network.has_ipv6 else "")
-        + f"""
-table ip lab {{
-  counter leaked {{}}
-  chain prerouting {{
-    type filter hook prerouting priority {_BEFORE_EVERYTHING};
-    {where}ip saddr {{ {subnets} }} counter name leaked accept
-    {where}ip daddr {{ {subnets} }} counter name leaked
-  }}
-}}
-"""
-    )
 
 
 def _nat_rules(nat: Nat, inside: list[Uplink]) -> str:

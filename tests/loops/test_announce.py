@@ -9,6 +9,7 @@ import msgspec
 import trio
 from trio.testing import MockClock
 
+from cpe_agent.loops.announce import CHANGE_S, RETRY_FIRST_S
 from cpe_agent.model.document import Document, Policy, Probing
 from tests.fakes.charon import Answer
 from tests.loops.documents import CLOUD, PAIRS, POST, branch
@@ -54,6 +55,69 @@ async def test_that_what_happens_often_is_told_every_other_second_at_most(autoju
             world.heal("lte")
             await trio.sleep(0.5)
         assert len(world.controller.reports) - told <= 31
+
+
+async def test_that_a_site_reports_at_once_when_it_is_asked(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(leisurely())
+    async with world.agent():
+        await trio.sleep(130)
+        told = len(world.controller.reports)
+        world.controller.ask()
+        await trio.sleep(0.5)
+        assert len(world.controller.reports) == told + 1, "although nothing has changed"
+        # What it was asked a moment after it has said all is answered once.
+        await trio.sleep(0.5)
+        for _ in range(3):
+            world.controller.ask()
+        await trio.sleep(CHANGE_S)
+        assert len(world.controller.reports) == told + 2
+        # From then on a minute counts again.
+        await trio.sleep(50)
+        assert len(world.controller.reports) == told + 2
+
+
+async def test_that_a_controller_that_asks_without_end_hears_every_other_second_at_most(
+    autojump_clock: MockClock,
+) -> None:
+    world = World()
+    world.publish(leisurely())
+    async with world.agent():
+        await trio.sleep(10)
+        told = len(world.controller.reports)
+        for _ in range(600):
+            world.controller.ask()
+            await trio.sleep(0.1)
+        assert 25 <= len(world.controller.reports) - told <= 60 / CHANGE_S + 1
+
+
+async def test_that_a_site_that_could_not_answer_says_it_later(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(leisurely())
+    async with world.agent():
+        await trio.sleep(10)
+        told = len(world.controller.reports)
+        world.controller.unheard = "503 Service Unavailable"
+        world.controller.ask()
+        await trio.sleep(1)
+        world.controller.unheard = None
+        await trio.sleep(RETRY_FIRST_S)
+        assert len(world.controller.reports) == told + 1
+
+
+async def test_that_a_site_that_polls_is_asked_as_well(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(leisurely())
+    async with world.agent():
+        for _ in range(6):
+            await trio.sleep(2)
+            world.controller.cut()
+        await trio.sleep(90)
+        assert world.controller.listened[-1] == "poll"
+        told = len(world.controller.reports)
+        world.controller.ask()
+        await trio.sleep(0.5)
+        assert len(world.controller.reports) == told + 1
 
 
 async def test_that_a_refused_and_a_reverted_document_are_reported(autojump_clock: MockClock) -> None:

@@ -218,7 +218,9 @@ class Agent:
         self.clock = FlooredClock(world.store, world.wall)
         self.in_force = InForce(self.cells, world.store, self.clock, world.site, {KEY_ID: PUBLIC}, self.probing.tracks)
         self.follower = Follower(self.cells, world.controller, self.in_force)
-        self.announcer = Announcer(self.cells, world.controller, self.reporter, BOX, self.follower.ways)
+        self.announcer = Announcer(
+            self.cells, world.controller, self.reporter, BOX, self.follower.ways, self.follower.asked
+        )
         self.metering = Metering(self.cells, world.routes, world.store, world.wall_clock)
         self.services = ServiceProbing(self.cells, Servers(world), ServersByTcp(world))
         self.drills = Drills(self.cells, Servers(world), world.records, world.site)

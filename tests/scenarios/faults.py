@@ -16,7 +16,9 @@ from typing import Any
 
 import vici
 
+from cpe_agent.core.verify import RULES
 from cpe_agent.edge.ipsec import resolve
+from cpe_agent.model.condition import Status
 from cpe_agent.model.dataplane import Backend
 from tests.lab import provision, watch
 from tests.lab.forbidden import network_yaml
@@ -174,9 +176,14 @@ def _kill_agent(lab: Lab, site: RunningSite, _chance: random.Random) -> None:
 
 
 def _start_agent(lab: Lab, site: RunningSite) -> None:
-    """Returns when it has seen to the firewall: before that nobody notices an event."""
+    """Returns when it has seen to the firewall: before that nobody notices an event, and the next fault may take the
+    other lock away."""
     site.agent.start()
-    watch.wait_for(lab, site.name, "answers", lambda _report: True, _AGENT_S)
+    watch.wait_for(lab, site.name, "has its rules", _has_rules, _AGENT_S)
+
+
+def _has_rules(report: Status) -> bool:
+    return any(target.name == RULES and target.in_sync for target in report.targets)
 
 
 def _kill_agent_and_flush(lab: Lab, site: RunningSite, chance: random.Random) -> None:

@@ -19,9 +19,10 @@ from tests.lab.capture import Packet, Recording, Wire, host_wire, uplink_wire
 from tests.lab.container import Process
 from tests.lab.init import LOGS
 from tests.lab.lab import Lab
+from tests.lab.leaks import PRIVATE6
 from tests.lab.pace import FACTOR
 from tests.lab.topology import Network
-from tests.lab.wiring import PRIVATE6, TO_CPE
+from tests.lab.wiring import TO_CPE
 
 RATE = round(100 / max(1.0, FACTOR / 2))  # nine streams and their recorders are more than a slow machine can do
 SECONDS = 600  # no test takes as long; whoever is left over ends by itself

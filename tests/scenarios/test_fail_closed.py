@@ -38,6 +38,8 @@ STEADY_S = 1.0
 CONFIRM_S = 5
 # A loaded machine sends in bursts, and a phase may be as short as a second.
 AT_LEAST = 0.5
+# Listed like LISTED_PORT, and offered by nobody.
+OTHER_PORT = 7020
 
 SHORT = replace(
     NETWORK,
@@ -276,6 +278,41 @@ class TestLocks:
         leaked = between(offering.cleartext(taken.recording), opened.since_ns, opened.until_ns)
         assert len(leaked) >= AT_LEAST * RATE, "with both locks gone the leak must be seen"
 
+    @pytest.mark.parametrize("name", SITES)
+    def test_that_the_second_outlasts_any_of_its_tables(self, lab: Lab, story: Story, name: str) -> None:
+        """With the first gone: what a LAN sends to the internet, and what the router itself says of packets that it
+        cannot deliver, stays inside."""
+        del story  # it comes first
+        site = lab.site(name)
+        for each in lab.sites.values():
+            if not each.charon.running:
+                each.start_charon()
+            each.agent.start()
+        watch.wait_all_up(lab, UP_S)
+        taken = Story()
+        wires = offering.wires(lab.network, [name])
+        with (
+            lab.flow("hospital-1-host", "centre-server", port=OTHER_PORT) as flow,
+            record(lab, wires) as taken.recording,
+            offered(lab),
+        ):
+            # From here on something comes out of the tunnel, whatever can be done with it.
+            flow.wait_flowing(UP_S)
+            for table in _tables(site):
+                # What it fetched lately must be confirmed before it ends, or two ends give the document up.
+                watch.wait_for(lab, name, "is settled", lambda report: report.document_confirmed, UP_S)
+                site.agent.kill()
+                with taken.phase(f"without nftables and table {table}"):
+                    _take_away(site, "nftables")
+                    site.run("ip", "route", "flush", "table", table)
+                site.agent.start()
+                wait_until("all is back", partial(_holds, site, table), REPAIR_S)
+        for phase in taken.phases:
+            seen = between(offering.cleartext(taken.recording), phase.since_ns, phase.until_ns)
+            assert not seen, f"{phase.name}: {_some(seen)}"
+            seen = between(offering.delivered(taken.recording, UNLISTED), phase.since_ns, phase.until_ns)
+            assert not seen, f"{phase.name}: {_some(seen)}"
+
 
 class TestErrors:
     """The kernel tells the sender of a fragment that never becomes whole: to the internet it must not, least of all to
@@ -331,6 +368,16 @@ def _take_away(site: RunningSite, lock: str) -> None:
             site.run("ip", "rule", "del", "priority", priority)
         if site.ipsec is Backend.KERNEL:
             site.run("ip", "xfrm", "policy", "deleteall", "action", "block")
+
+
+def _tables(site: RunningSite) -> list[str]:
+    """Those of ours that hold something and lock."""
+    found = json.loads(site.run("ip", "-4", "-j", "route", "show", "table", "all", "protocol", "155").stdout)
+    return sorted({str(route["table"]) for route in found if str(route.get("table", "main")).startswith("1550")})
+
+
+def _holds(site: RunningSite, table: str) -> bool:
+    return _has_table(site) and table in _tables(site)
 
 
 def _is_locked(site: RunningSite) -> bool:

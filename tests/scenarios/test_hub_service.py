@@ -25,6 +25,7 @@ from tests.lab.lab import Lab
 from tests.lab.pace import patience
 from tests.lab.provision import apply, network_yaml, provision
 from tests.lab.topology import NETWORK, Site, lan, uplink
+from tests.scenarios.publishing import served
 
 SHARED = "centre+cloud"
 SHARED_PAGE = "http://10.50.0.10/"
@@ -269,9 +270,8 @@ def _answering(lab: Lab, hub: str, address: str) -> bool:
 
 
 def _ready(lab: Lab, hub: str) -> set[str]:
-    """The hub's ready addresses, by the document that it has stored."""
-    content = lab.path(f"/run/{hub}/state/document").read_bytes().partition(b"\n")[2]
-    return {endpoint["ready_address"] for endpoint in json.loads(content)["endpoints"]}
+    """The hub's ready addresses, by the document that it is served: its own copy may be on trial still."""
+    return {endpoint["ready_address"] for endpoint in served(lab, hub)["endpoints"]}
 
 
 def _return_routes(lab: Lab, hub: str) -> set[str]:
