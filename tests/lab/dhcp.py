@@ -1,8 +1,8 @@
-"""What does a DHCP server on this LAN offer?
+"""What does a DHCP server on this LAN give a host?
 
-Stand-alone, standard library only: runs in a namespace of the lab, on a host with one interface. Sends DHCPDISCOVER by
-broadcast until an offer is there, within `--seconds`. Prints one JSON object: {"address", "router", "dns"}, or {} if
-nobody has offered anything.
+Stand-alone, standard library only: runs in a namespace of the lab, on a host with one interface. Asks by broadcast
+until it has a lease, within `--seconds`. Prints one JSON object: {"address", "router", "dns"}, or {} if nobody has
+offered anything. It is the lease that is looked at: what networkd 252 offers has no name server yet.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ import time
 
 _SERVER, _CLIENT = 67, 68
 _MAGIC = bytes((99, 130, 83, 99))
-_ROUTER, _DNS, _TYPE, _WANTED, _END = 3, 6, 53, 55, 255
-_DISCOVER, _OFFER = 1, 2
+_ROUTER, _DNS, _ADDRESS, _TYPE, _SERVER_ID, _WANTED, _END = 3, 6, 50, 53, 54, 55, 255
+_DISCOVER, _OFFER, _REQUEST, _ACK = 1, 2, 3, 5
 _BROADCAST_FLAG = 0x8000
 _AGAIN_S = 0.3
 
@@ -33,31 +33,53 @@ def main() -> None:
         asking.setsockopt(socket.SOL_SOCKET, socket.SO_BROADCAST, 1)
         asking.bind(("0.0.0.0", _CLIENT))
         asking.settimeout(_AGAIN_S)
-        found: dict[str, str] = {}
-        while not found and time.monotonic() < deadline:
-            asking.sendto(_discover(number), ("255.255.255.255", _SERVER))
-            with contextlib.suppress(TimeoutError):
-                found = _offer(asking.recv(2048), number)
-    print(json.dumps(found))
+        print(json.dumps(_lease(asking, number, deadline)))
 
 
-def _discover(number: int) -> bytes:
+def _lease(asking: socket.socket, number: int, deadline: float) -> dict[str, str]:
+    offer = _answer(asking, number, _DISCOVER, {}, deadline)
+    if offer is None:
+        return {}
+    address, options = offer
+    taken = {_ADDRESS: address, _SERVER_ID: options.get(_SERVER_ID, b"")}
+    lease = _answer(asking, number, _REQUEST, taken, deadline)
+    if lease is None:
+        return {}
+    address, options = lease
+    named = {"address": address, "router": options.get(_ROUTER, b"")[:4], "dns": options.get(_DNS, b"")[:4]}
+    return {name: str(ipaddress.ip_address(value)) for name, value in named.items() if len(value) == 4}
+
+
+def _answer(
+    asking: socket.socket, number: int, kind: int, options: dict[int, bytes], deadline: float
+) -> tuple[bytes, dict[int, bytes]] | None:
+    """The address and the options of the answer to such a message, which is sent until there is one."""
+    wanted = {_DISCOVER: _OFFER, _REQUEST: _ACK}[kind]
+    while time.monotonic() < deadline:
+        asking.sendto(_message(number, kind, options), ("255.255.255.255", _SERVER))
+        with contextlib.suppress(TimeoutError):
+            found = _read(asking.recv(2048), number)
+            if found is not None and found[1].get(_TYPE) == bytes((wanted,)):
+                return found
+    return None
+
+
+def _message(number: int, kind: int, options: dict[int, bytes]) -> bytes:
     hardware = b"\x02\x00\x00\x00\x00\x42"
     head = struct.pack("!BBBBIHH16x16s192x", 1, 1, 6, 0, number, 0, _BROADCAST_FLAG, hardware)
-    return head + _MAGIC + bytes((_TYPE, 1, _DISCOVER, _WANTED, 2, _ROUTER, _DNS, _END))
+    said = {_TYPE: bytes((kind,)), _WANTED: bytes((_ROUTER, _DNS)), **options}
+    return head + _MAGIC + b"".join(bytes((code, len(value))) + value for code, value in said.items()) + bytes((_END,))
 
 
-def _offer(answer: bytes, number: int) -> dict[str, str]:
+def _read(answer: bytes, number: int) -> tuple[bytes, dict[int, bytes]] | None:
+    """The address and the options of an answer to us."""
     if len(answer) < 240 or int.from_bytes(answer[4:8], "big") != number:
-        return {}
+        return None
     options, rest = {}, answer[240:]
     while len(rest) > 1 and rest[0] != _END:
         options[rest[0]] = rest[2 : 2 + rest[1]]
         rest = rest[2 + rest[1] :]
-    if options.get(_TYPE) != bytes((_OFFER,)):
-        return {}
-    named = {"address": answer[16:20], "router": options.get(_ROUTER, b"")[:4], "dns": options.get(_DNS, b"")[:4]}
-    return {name: str(ipaddress.ip_address(value)) for name, value in named.items() if len(value) == 4}
+    return answer[16:20], options
 
 
 if __name__ == "__main__":

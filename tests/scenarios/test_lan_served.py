@@ -45,9 +45,7 @@ def test_hosts_get_their_address_from_the_router(lab: Lab) -> None:
             offer = offered(lab)
             assert offer, serving.said()
             assert ipaddress.ip_address(offer.pop("address")) in ipaddress.ip_network("10.101.0.0/24")
-            # The name server that it tells of: tests/docs/test_networkd.py. Beside the agent's own addresses on lo
-            # networkd 252 offers none; why is not known yet.
-            assert offer["router"] == "10.101.0.1"
+            assert offer == {"router": "10.101.0.1", "dns": "10.50.0.10"}
             watch.wait_for(lab, SITE, "is whole", _is_well, SETTLED_S)
             # Traffic goes on, and networkd has taken nothing of the agent's.
             assert lab.fetch(HOST, "http://10.10.0.10/") is not None
