@@ -191,12 +191,15 @@ class Container:
 
 
 def wait_until(what: str, check: Callable[[], object], timeout_s: float, interval_s: float = 0.02) -> None:
-    """Ask `check()` until it is true. LabError that names `what` after `timeout_s`."""
+    """Ask `check()` until it is true. LabError that names `what` after `timeout_s`.
+
+    A slow machine is asked less often: it would be busy with nothing but answers.
+    """
     deadline = time.monotonic() + patience(timeout_s)
     while not check():
         if time.monotonic() > deadline:
             raise LabError(f"{what}: not within {timeout_s} s")
-        time.sleep(interval_s)
+        time.sleep(patience(interval_s))
 
 
 @contextlib.contextmanager

@@ -21,7 +21,8 @@ from tests.lab.pace import patience
 Predicate = Callable[[Status], bool]
 
 _ASK_S = 3.0
-_INTERVAL_S = 0.05
+# An answer takes the agent some milliseconds: on a slow machine, a good part of its processor.
+_INTERVAL_S = patience(0.05)
 
 
 def status(lab: Lab, site: str) -> Status:

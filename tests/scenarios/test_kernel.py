@@ -17,7 +17,7 @@ from tests.lab.container import wait_until
 from tests.lab.lab import Lab
 from tests.lab.pace import BACKEND
 from tests.lab.site import RunningSite
-from tests.scenarios.looking import CENTRE_PAGE, SHARED_PAGE, is_pruned, verified
+from tests.scenarios.looking import CENTRE_PAGE, SHARED_PAGE, verified
 
 pytestmark = pytest.mark.skipif(resolve(BACKEND) is not Backend.KERNEL, reason="this kernel has no ESP")
 
@@ -54,43 +54,19 @@ def test_that_what_is_not_listed_is_not_delivered(lab: Lab, sender: str, to: str
     assert offer.arrived == {}
 
 
-def test_that_verify_finds_nothing(lab: Lab) -> None:
-    for name in ("hospital-1", "centre"):
-        status, told = verified(lab.site(name))
-        assert status == 0, told
-
-
 @pytest.mark.parametrize("name", ["hospital-1", "centre"])
 @pytest.mark.parametrize("what", ["state", "policy"])
 def test_that_what_is_flushed_comes_again(lab: Lab, name: str, what: str) -> None:
     site = lab.site(name)
-    blocks, leaked, told = _blocks(site), lab.leaked(), _told(site)
-    assert blocks
+    blocks, leaked, spis = _blocks(site), lab.leaked(), _spis(site)
+    assert blocks and spis
     site.run("ip", "xfrm", what, "flush")
     wait_until("the block policies are back", lambda: _blocks(site) == blocks, EVENT_S)
-    wait_until("it is noticed", lambda: _told(site) > told, 2 * EVENT_S)
+    # Whoever is faster: the comparison with charon, or on a busy machine the probes that are not answered.
+    wait_until("its tunnels are new ones", lambda: _spis(site) and not spis & _spis(site), AGAIN_S)
     wait_until("pages come again", lambda: lab.fetch("hospital-1-host", CENTRE_PAGE, 1), AGAIN_S)
     watch.wait_all_up(lab, AGAIN_S)
     assert lab.leaked() == leaked
-
-
-def test_that_a_stray_policy_goes(lab: Lab) -> None:
-    """It would let what is for a protected subnet pass in cleartext."""
-    site = lab.site("hospital-1")
-    site.agent.stop()
-    site.run("ip", "xfrm", "policy", "add", *STRAY)
-    try:
-        status, told = verified(site)
-        assert status == 1 and "foreign  policy out 10.101.0.0/24 to 10.10.0.0/25" in told, told
-        # The other lock holds meanwhile.
-        assert lab.offer("hospital-1-host", "10.10.0.10", "udp", 20).entered == 20
-        assert lab.leaked() == {}
-    finally:
-        site.agent.start()
-    wait_until("it has gone", lambda: "10.10.0.0/25" not in site.run("ip", "xfrm", "policy").stdout, AGAIN_S)
-    watch.wait_all_up(lab, AGAIN_S)
-    site.run("ip", "xfrm", "policy", "add", *STRAY)
-    wait_until("it has gone", lambda: "10.10.0.0/25" not in site.run("ip", "xfrm", "policy").stdout, 2 * EVENT_S)
 
 
 def test_that_a_tunnels_policy_that_is_opened_is_shut(lab: Lab) -> None:
@@ -106,26 +82,40 @@ def test_that_a_tunnels_policy_that_is_opened_is_shut(lab: Lab) -> None:
     assert "tmpl" in site.run("ip", "xfrm", "policy", "get", *selector).stdout
 
 
-@pytest.mark.parametrize("lock", ["nftables", "routing"])
-def test_that_each_lock_alone_keeps_cleartext_in(lab: Lab, lock: str) -> None:
-    """The agent is away, so that nobody repairs the lock that is taken off. What is sent is for a listed pair, first
-    through tunnels and then without any."""
+def test_that_each_lock_alone_keeps_cleartext_in(lab: Lab) -> None:
+    """The agent is away, so that nobody repairs what is taken off. What is sent is for a listed pair, first through
+    tunnels and then without any. Once, as an agent takes long to start here; test_faults has all four cases."""
     site = lab.site("hospital-1")
     leaked = lab.leaked()
     site.agent.stop()
     try:
-        _take_off(site, "routing" if lock == "nftables" else "nftables")
+        _verify_tells_of_a_stray(lab)
+        ruleset = site.run("nft", "--stateless", "list", "table", "inet", "cpe_agent").stdout
+        site.run("nft", "delete", "table", "inet", "cpe_agent")
         assert site.run("sysctl", "-n", "net.ipv4.ip_forward").stdout.strip() == "1"
         assert lab.offer("hospital-1-host", "10.10.0.10", "udp", 50).entered == 50
         assert lab.leaked() == leaked
         site.end_tunnels()
-        offer = lab.offer("hospital-1-host", "10.10.0.10", "udp", 50)
-        assert (offer.entered, offer.delivered) == (50, 0)
+        _nothing_is_delivered(lab)
+        site.run("nft", "-f", "-", input=ruleset)
+        for priority in _own_rules(site):
+            site.run("ip", "rule", "del", "priority", priority)
+        site.run("ip", "xfrm", "policy", "deleteall", "action", "block")
+        _nothing_is_delivered(lab)
         assert lab.leaked() == leaked
+        site.run("ip", "xfrm", "policy", "add", *STRAY)
     finally:
         if not site.charon.running:
             site.start_charon()
         site.agent.start()
+    wait_until("the stray policy has gone", partial(_has_no_stray, site), AGAIN_S)
+
+
+def test_that_a_stray_policy_goes(lab: Lab) -> None:
+    """It would let what is for a protected subnet pass in cleartext."""
+    site = lab.site("hospital-1")
+    site.run("ip", "xfrm", "policy", "add", *STRAY)
+    wait_until("it has gone", partial(_has_no_stray, site), 2 * EVENT_S)
 
 
 def test_that_a_blackhole_fails_over_and_a_planned_move_loses_nothing_up(lab: Lab) -> None:
@@ -144,23 +134,13 @@ def test_that_a_blackhole_fails_over_and_a_planned_move_loses_nothing_up(lab: La
     assert planned.result.down.lost <= 6, planned.result
 
 
-def test_that_a_failover_does_not_stall_on_what_a_killed_charon_has_lost(lab: Lab) -> None:
-    """The hub's kernel still answers probes for IKE_SAs of which the hub's new charon knows nothing."""
-    centre, uplink = lab.site("centre"), lab.site("hospital-1").uplink("wired")
-    centre.charon.kill()
-    centre.start_charon()
-    uplink.blackhole()
-    try:
-        watch.wait_for(lab, "hospital-1", "it is carried by lte", watch.carried("centre", uplink="lte"), MOVE_S)
-        wait_until("pages come", lambda: lab.fetch("hospital-1-host", CENTRE_PAGE, 1), MOVE_S)
-    finally:
-        uplink.heal()
-    wait_until("what was left over is gone", partial(is_pruned, centre), 2 * AGAIN_S, interval_s=0.5)
-
-
 def _blocks(site: RunningSite) -> list[str]:
     listed = site.run("ip", "xfrm", "policy", "list", "action", "block").stdout
     return sorted(line.strip() for line in listed.splitlines() if line.startswith("src "))
+
+
+def _spis(site: RunningSite) -> set[str]:
+    return {names[-1] for names in site.kernel_sas()}
 
 
 def _told(site: RunningSite) -> int:
@@ -168,12 +148,28 @@ def _told(site: RunningSite) -> int:
     return site.agent.log.read_text().count('"event": "ipsec_broken"')
 
 
-def _take_off(site: RunningSite, lock: str) -> None:
-    if lock == "nftables":
-        site.run("nft", "delete", "table", "inet", "cpe_agent")
-        return
-    for line in site.run("ip", "rule").stdout.splitlines():
-        priority = line.partition(":")[0]
-        if 110 <= int(priority) < 140:
-            site.run("ip", "rule", "del", "priority", priority)
-    site.run("ip", "xfrm", "policy", "deleteall", "action", "block")
+def _own_rules(site: RunningSite) -> list[str]:
+    """Priorities of the rules that keep what enters from a LAN, or is for a protected subnet, out of the main table."""
+    priorities = [line.partition(":")[0] for line in site.run("ip", "rule").stdout.splitlines()]
+    return [priority for priority in priorities if 110 <= int(priority) < 140]
+
+
+def _has_no_stray(site: RunningSite) -> bool:
+    return STRAY[3] not in site.run("ip", "xfrm", "policy").stdout
+
+
+def _verify_tells_of_a_stray(lab: Lab) -> None:
+    """And of nothing else; and the other lock holds meanwhile. What it reads in sync is with the crashes."""
+    site, leaked = lab.site("hospital-1"), lab.leaked()
+    site.run("ip", "xfrm", "policy", "add", *STRAY)
+    status, told = verified(site)
+    assert status == 1 and told.startswith("hospital-1: 1 difference "), told
+    assert "foreign  policy out 10.101.0.0/24 to 10.10.0.0/25" in told, told
+    assert lab.offer("hospital-1-host", "10.10.0.10", "udp", 20).entered == 20
+    assert lab.leaked() == leaked
+    site.run("ip", "xfrm", "policy", "delete", *STRAY[:6])
+
+
+def _nothing_is_delivered(lab: Lab) -> None:
+    offer = lab.offer("hospital-1-host", "10.10.0.10", "udp", 50)
+    assert (offer.entered, offer.delivered) == (50, 0)
