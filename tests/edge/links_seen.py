@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import msgspec
-import pyroute2
 
 from cpe_agent.edge.linkwatch import read_links
+from cpe_agent.edge.rtnetlink import IPRoute
 from cpe_agent.model.observed import Links
 from tests.lab.container import Container
 
@@ -18,5 +18,5 @@ def seen(container: Container, namespace: str) -> Links:
 
 
 if __name__ == "__main__":
-    with pyroute2.IPRoute() as kernel:
+    with IPRoute() as kernel:
         sys.stdout.buffer.write(msgspec.json.encode(read_links(kernel)))
