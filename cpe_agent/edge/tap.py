@@ -87,8 +87,11 @@ class Tap:
         return Tapped(dict(self._seen[True]), dict(self._seen[False]), missed, self._full.is_set())
 
     async def _copy(self, tapped: trio.socket.SocketType) -> None:
-        while not self._full.is_set():
+        while True:
             packet, ancillary, _, source = await tapped.recvmsg(WHOLE_BYTES, 128)
+            if self._full.is_set():
+                # Another interface's packet, of the same moment, was the last.
+                return
             interface, direction = _from(source)
             seconds, nanoseconds = _time(ancillary)
             kept = packet[: self._snap]

@@ -73,6 +73,17 @@ async def test_a_full_file_ends_it(tmp_path: Path) -> None:
     assert found.full and found.packets == 3 and len(records(path)) == 3
 
 
+async def test_a_file_of_several_interfaces_is_full_at_the_same_number(tmp_path: Path) -> None:
+    """Their packets are there in the same moment."""
+    path = tmp_path / "x.pcap"
+    tap = Tap(["lo", "lo", "lo"], PROGRAM, path, 4, WHOLE_BYTES)
+    for _ in range(10):
+        send(HERE, THERE, b"x")
+    with trio.fail_after(5):
+        await tap.run()
+    assert tap.close().packets == len(records(path)) == 4
+
+
 async def test_an_interface_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(EdgeError, match="nosuch0: nothing can be captured there"):
         Tap(["lo", "nosuch0"], PROGRAM, tmp_path / "x.pcap", 1, 1)
