@@ -33,7 +33,7 @@ EDGES = (
     "tests/lab_selftest/test_netem.py",
 )
 SCENARIOS = "tests/scenarios"
-# Five minutes emulated, most of it one lab.
+# Three to five minutes emulated, most of it one lab.
 CI = ("tests/edge/test_xfrm.py", "tests/scenarios/test_kernel.py")
 # What hangs ends; a busy machine takes twice and three times as long as one that has nothing else to do.
 CI_LIMIT_S, FILE_LIMIT_S = 1200.0, 3600.0
