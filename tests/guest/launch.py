@@ -46,6 +46,8 @@ _BOOT = (
     " cryptomgr.notests module_blacklist=jitterentropy_rng"
 )
 _CONSOLE_LINES = 15
+# Where first.sh mounts something of the guest's own.
+_COVERED = ("/tmp", "/run", "/dev")
 
 
 class GuestError(Exception):
@@ -79,7 +81,8 @@ def run(image: Image, command: str, *, cpus: int, memory_mib: int, limit_s: floa
 def _run(stack: contextlib.ExitStack, image: Image, command: str, cpus: int, memory_mib: int, deadline: float) -> int:
     RESULTS.mkdir(exist_ok=True)
     shares = [Share("machine", Path("/"), writable=False), Share("results", RESULTS, writable=True)]
-    if os.stat(REPOSITORY).st_dev != os.stat("/").st_dev:
+    covered = any(REPOSITORY.is_relative_to(place) for place in _COVERED)
+    if covered or os.stat(REPOSITORY).st_dev != os.stat("/").st_dev:
         # Only the root's own file system is shared, not what is mounted in it.
         shares.insert(1, Share("checkout", REPOSITORY, writable=False))
     _sweep()
