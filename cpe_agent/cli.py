@@ -29,6 +29,8 @@ from cpe_agent.render import ROWS_MAX, render
 from cpe_agent.settings import Settings, SettingsError, load_settings
 
 _NO_REPORT = (exits.NOT_RUNNING, exits.NO_PERMISSION)
+# By an error's op: the agent could not be asked at all.
+_NOT_ASKED = {"authorise": exits.NO_PERMISSION, "connect": exits.NOT_RUNNING}
 EXIT_CODES = {Severity.OK: exits.HEALTHY, Severity.DEGRADED: exits.DEGRADED, Severity.DOWN: exits.DOWN}
 DRILL_INTERVAL_S = 0.2
 WATCH_INTERVAL_S = 1.0
@@ -192,7 +194,7 @@ def _drain(configured: Settings, drained: bool, as_json: bool) -> int:
     try:
         answer = app.drain(configured, drained)
     except EdgeError as error:
-        code = {"authorise": exits.NO_PERMISSION, "connect": exits.NOT_RUNNING}.get(error.op, exits.UNAVAILABLE)
+        code = _NOT_ASKED.get(error.op, exits.UNAVAILABLE)
         return failed(error.cause, code)
     return _printed(lambda: (0, _json(answer) if as_json else drain_words(answer)))
 
@@ -201,8 +203,8 @@ def _rollback(configured: Settings, as_json: bool) -> int:
     try:
         answer = app.rollback(configured)
     except EdgeError as error:
-        code = {"authorise": exits.NO_PERMISSION, "connect": exits.NOT_RUNNING, "rollback": exits.NOTHING_BEFORE}
-        return failed(error.cause, code.get(error.op, exits.UNAVAILABLE))
+        code = {**_NOT_ASKED, "rollback": exits.NOTHING_BEFORE}.get(error.op, exits.UNAVAILABLE)
+        return failed(error.cause, code)
     return _printed(lambda: (0, _json(answer) if as_json else rollback_words(answer)))
 
 
@@ -260,7 +262,7 @@ def _drill(configured: Settings, kind: str, name: str, as_json: bool) -> int:
         tell("the drill goes on without this command: `cpe-agent drill --records` tells its end")
         return exits.DRILL_EARLY
     except EdgeError as error:
-        code = {"authorise": exits.NO_PERMISSION, "connect": exits.NOT_RUNNING}.get(error.op, exits.DRILL_REFUSED)
+        code = _NOT_ASKED.get(error.op, exits.DRILL_REFUSED)
         return failed(error.cause, code if told == 0 else exits.DRILL_EARLY)
     record = progress.record
     if record is None or record.outcome == "began":

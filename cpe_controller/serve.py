@@ -142,8 +142,9 @@ async def _beat(store: Store, feed: Feed, reports: Reports) -> None:
             await asyncio.sleep(BEAT_S)
             try:
                 reports.flush(dt.datetime.now(dt.UTC))
-                rolling.advance(store, reports.everybodys(), time.time())
-                feed.ask(rolling.to_ask(store, reports.everybodys(), time.time()), time.monotonic())
+                contacts, now = reports.everybodys(), time.time()
+                rolling.advance(store, contacts, now)
+                feed.ask(rolling.to_ask(store, contacts, now), time.monotonic())
             except StoreError as error:
                 _log.warning("the store cannot be written now: %s", error)
     finally:

@@ -240,17 +240,22 @@ def test_that_without_tunnels_nothing_passes(story: Story, name: str) -> None:
     assert not between(offering.delivered(story.recording, [LISTED]), settled_ns, phase.until_ns)
 
 
+def _all_run(lab: Lab) -> None:
+    """Whatever the story has left off."""
+    for each in lab.sites.values():
+        if not each.charon.running:
+            each.start_charon()
+        each.agent.start()
+    watch.wait_all_up(lab, UP_S)
+
+
 class TestLocks:
     """Each is enough alone, whether the tunnels are up or not; and the recording sees it when there is none."""
 
     @pytest.mark.parametrize("name", SITES)
     def test_one_after_the_other(self, lab: Lab, story: Story, name: str) -> None:
         site = lab.site(name)
-        for each in lab.sites.values():
-            if not each.charon.running:
-                each.start_charon()
-            each.agent.start()
-        watch.wait_all_up(lab, UP_S)
+        _all_run(lab)
         taken = Story()
         with record(lab, offering.wires(lab.network, [name])) as taken.recording, offered(lab):
             for tunnels in ("up", "down"):
@@ -284,11 +289,7 @@ class TestLocks:
         cannot deliver, stays inside."""
         del story  # it comes first
         site = lab.site(name)
-        for each in lab.sites.values():
-            if not each.charon.running:
-                each.start_charon()
-            each.agent.start()
-        watch.wait_all_up(lab, UP_S)
+        _all_run(lab)
         taken = Story()
         wires = offering.wires(lab.network, [name])
         with (
