@@ -35,7 +35,8 @@ def whole_lab() -> Iterator[Lab]:
     with Lab(name="scenarios") as lab:
         provision(lab)
         lab.start()
-        watch.wait_all_up(lab, START_S)
+        # Not only up: a bundle that started on the link that was faster to come up is still to move.
+        wait_whole(lab, START_S)
         yield lab
 
 
@@ -75,11 +76,11 @@ def kernel_lab(small_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
     assert small_lab.leaked() == leaked, "private packets reached the internet"
 
 
-def wait_whole(lab: Lab) -> None:
+def wait_whole(lab: Lab, timeout_s: float = RECOVERY_S) -> None:
     """Until every path is up and every bundle is on its best one."""
-    watch.wait_all_up(lab, RECOVERY_S)
+    watch.wait_all_up(lab, timeout_s)
     for site, best in BEST.items():
-        watch.wait_for(lab, site, "every bundle is on its best path", partial(_all_on, best), RECOVERY_S)
+        watch.wait_for(lab, site, "every bundle is on its best path", partial(_all_on, best), timeout_s)
 
 
 def _all_on(best: dict[str, str], report: Status) -> bool:
