@@ -138,6 +138,13 @@ def installed(release: str) -> Path:
     return _kept(f"installed-{release}", deb.read_bytes(), install)
 
 
+def left_installed(release: str) -> Path:
+    """What `installed` left, for whoever cannot make it: a guest has no network."""
+    found = [path for path in CACHE.glob(f"installed-{release}-*") if not path.name.endswith("-new")]
+    assert len(found) == 1, f"no Debian {release} with the package in {CACHE}: `make test-deb` makes it"
+    return found[0]
+
+
 def _kept(name: str, of: bytes, make: Callable[[Path], None]) -> Path:
     """A directory that `make` fills, unless it is there already; what was made of something else goes."""
     tree = CACHE / f"{name}-{hashlib.sha256(of).hexdigest()[:16]}"
