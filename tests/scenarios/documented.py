@@ -57,7 +57,7 @@ AT_A_BRANCH = (
     "cpe-agent verify --json",
     # As the controller hands it out: without the agent's own line about it.
     "sed 1d /run/$SITE/state/document >another.json && cpe-agent plan another.json",
-    "cpe-agent capture PAIR --seconds 1",
+    "cpe-agent capture 'PAIR' --seconds 1",
 )
 AT_A_CONTROLLER = (
     "cpe-controller status",
