@@ -16,7 +16,7 @@ from tests.lab.container import wait_until
 from tests.lab.lab import Lab
 from tests.lab.provision import apply, network_yaml, provision
 from tests.scenarios.conftest import START_S, forget_failures, wait_whole
-from tests.scenarios.looking import CENTRE_PAGE, CLOUD_PAGE, data_plane
+from tests.scenarios.looking import CENTRE_PAGE, CLOUD_PAGE, at_rest, data_plane
 from tests.scenarios.publishing import served
 
 
@@ -41,7 +41,7 @@ def lab(own_lab: Lab) -> Iterator[Lab]:
 @pytest.mark.parametrize("site", ["hospital-1", "centre"])
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_that_a_restart_of_the_agent_loses_nothing(lab: Lab, site: str, number: signal.Signals) -> None:
-    before = data_plane(lab, site)
+    before = at_rest(lab, site)
     with lab.flow("hospital-1-host", "centre-server") as flow:
         flow.wait_flowing(5)
         started = watch.status(lab, site).started
