@@ -376,11 +376,9 @@ class TestTunnels:
 
         def moved(to: str, young: bool) -> list[tuple[Kind, str]]:
             new = msgspec.structs.replace(child, unique_id=801, young=young)
-            sas = tuple(
-                msgspec.structs.replace(sa, children=(*sa.children, new)) if stem_of(sa.connection) == to else sa
-                for sa in CHARON.ike_sas
-            )
-            return found(charon=msgspec.structs.replace(CHARON, ike_sas=sas))
+            there = next(sa for sa in CHARON.ike_sas if stem_of(sa.connection) == to)
+            sas = (*CHARON.ike_sas, msgspec.structs.replace(there, children=(*there.children, new)))
+            return found(charon=msgspec.structs.replace(CHARON, ike_sas=tuple(sa for sa in sas if sa is not there)))
 
         assert stem == "wired.centre.a"
         assert moved("wired.cloud.a", young=True) == []
