@@ -12,6 +12,15 @@ import pytest
 from cpe_agent.edge.ipsec import resolve
 from tests.lab.pace import BACKEND, FACTOR
 
+WITH_LABS = {"scenarios", "lab_selftest"}
+# Files of tests/scenarios that take 40 s and more, the longest first.
+LONGEST = (
+    "test_hub_service", "test_services", "test_rotation", "test_documented", "test_rollout", "test_random_faults",
+    "test_confirm", "test_fail_closed", "test_failover", "test_kills", "test_flood", "test_hub_at_scale",
+    "test_enrolment", "test_controller_faults", "test_downloads", "test_service", "test_uplinks", "test_brownout",
+    "test_silence",
+)  # fmt: skip
+
 _CLONE_NEWNET = 0x40000000
 
 
@@ -22,8 +31,15 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What waits for networks comes first: the many quick files then keep all workers busy until the end."""
-    items.sort(key=lambda item: "scenarios" not in item.path.parts)
+    """What waits for networks comes first, the longest files before the others: so the workers end them together, and
+    the many quick files then keep all of them busy until the end."""
+    items.sort(key=_turn)
+
+
+def _turn(item: pytest.Item) -> int:
+    if not WITH_LABS.intersection(item.path.parts):
+        return len(LONGEST) + 1
+    return LONGEST.index(item.path.stem) if item.path.stem in LONGEST else len(LONGEST)
 
 
 def pytest_configure(config: pytest.Config) -> None:

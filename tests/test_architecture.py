@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import LONGEST
+
 ROOT = Path(__file__).parent.parent
 PURE = sorted([*(ROOT / "cpe_agent/core").glob("*.py"), *(ROOT / "cpe_agent/model").glob("*.py")])
 SOURCES = sorted([*(ROOT / "cpe_agent").rglob("*.py"), *(ROOT / "cpe_controller").rglob("*.py")])
@@ -110,6 +112,10 @@ def reached() -> frozenset[str]:
 @pytest.mark.parametrize("module", [m for m in modules_of(PURE) if not m.endswith("__init__")])
 def test_every_decision_is_exercised(module: str) -> None:
     assert module in reached(), "no test imports it, nor anything that does"
+
+
+def test_what_is_run_first_is_there() -> None:
+    assert [name for name in LONGEST if not (ROOT / f"tests/scenarios/{name}.py").exists()] == []
 
 
 def test_tests_live_where_what_they_test_lives() -> None:

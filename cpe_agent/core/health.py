@@ -122,6 +122,10 @@ class Track(msgspec.Struct, frozen=True):
         asked yet, and that moves nothing."""
         return self.state is State.UP and not self.ready and self.unready_rounds >= self.misses
 
+    def verdict(self) -> tuple[State, bool, bool, float, str]:
+        """All that others act on at once: while it is the same nobody needs to be told."""
+        return self.state, self.ready, self.refuses(), self.since, self.reason
+
     def silent(self, now: float) -> bool:
         """Up as far as anybody knows, but has it been asked and not answered in its usual time?"""
         if self.missed_in_row:

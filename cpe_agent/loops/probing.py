@@ -68,7 +68,7 @@ class Probing:
         self._quick: frozenset[Path] = frozenset()
         self._nap = trio.CancelScope()
         self._dead: set[int] = set()
-        self._published: Mapping[Path, tuple[State, bool, float, str]] = {}
+        self._published: Mapping[Path, tuple[State, bool, bool, float, str]] = {}
 
     async def run(self) -> None:
         """For ever."""
@@ -239,7 +239,7 @@ class Probing:
 
     def _publish(self) -> None:
         """Set the verdicts Cell if anything that others act on has changed."""
-        matter = {path: (track.state, track.ready, track.since, track.reason) for path, track in self.tracks.items()}
+        matter = {path: track.verdict() for path, track in self.tracks.items()}
         verdicts = self._cells.verdicts.value
         if matter == self._published and verdicts.dead == self._dead:
             return

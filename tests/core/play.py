@@ -96,7 +96,7 @@ class Play:
             self._judge(path)
             self._send(path, road)
         seen = (
-            {path: (track.state, track.ready) for path, track in self.tracks.items()},
+            {path: track.verdict() for path, track in self.tracks.items()},
             dict(self.budgets),
             dict(self.failing),
             self.taken_out,

@@ -37,6 +37,8 @@ from tests.fakes.store import FakeStore
 
 SECRET = "c2VjcmV0c2VjcmV0c2VjcmV0c2U"
 KEY = "O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik="
+# A handshake and two questions; long before it would ask again for itself.
+REFUSED_S = 20.0
 HTML = b"<html>Welcome to the hotel</html>"
 
 
@@ -134,6 +136,17 @@ class Bed:
             return await enroller.run(), enroller
         return None, enroller
 
+    async def refused(self, names: Names | None = None) -> Enroller:
+        """It has asked once, and is not let in."""
+        enroller = self.enroller(names)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(enroller.run)
+            with trio.fail_after(REFUSED_S):
+                while enroller.failure.kind is Kind.NO_TOKEN:  # noqa: ASYNC110 - no event is rung for tests
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+        return enroller
+
 
 @pytest.fixture
 async def bed(tmp_path: Path) -> AsyncIterator[Bed]:
@@ -161,8 +174,8 @@ async def test_a_new_box_gets_a_key_a_certificate_and_a_site(bed: Bed) -> None:
 async def test_a_retry_with_the_same_key_is_given_the_same_again(bed: Bed) -> None:
     server = await bed.serve()
     bed.controller.refusals = [b"", b""]  # the connection breaks instead of an answer
-    enrolment, enroller = await bed.enrol(1.0)
-    assert enrolment is None and enroller.failure.kind is Kind.UNREACHABLE
+    enroller = await bed.refused()
+    assert enroller.failure.kind is Kind.UNREACHABLE
     assert (await bed.enrol(5.0))[0] is not None, "after a restart of the agent"
     bodies = [msgspec.json.decode(r.body, type=EnrolmentRequest) for r in server.requests if r.body]
     assert len(bodies) >= 2 and len({_public(body.csr) for body in bodies}) == 1
@@ -190,8 +203,8 @@ def _public(csr: str) -> bytes:
 async def test_a_refusal_in_the_controllers_own_words(bed: Bed, status: str, code: str, kind: Kind) -> None:
     await bed.serve()
     bed.controller.refusals = [refusal(status, code, "for such and such a reason")]
-    enrolment, enroller = await bed.enrol(1.0)
-    assert enrolment is None and enroller.failure.kind is kind
+    enroller = await bed.refused()
+    assert enroller.failure.kind is kind
     assert "such and such" in enroller.conditions()[0].reason
 
 
@@ -208,14 +221,14 @@ async def test_a_busy_controller_is_left_in_peace(bed: Bed) -> None:
 async def test_somebody_elses_secret(bed: Bed) -> None:
     server = await bed.serve()
     bed.token = bed.token_for(server.url, secret="x" * 27)
-    _, enroller = await bed.enrol(1.0)
+    enroller = await bed.refused()
     assert enroller.failure.kind is Kind.UNKNOWN
 
 
 async def test_a_captive_portal_is_told_nothing(bed: Bed) -> None:
     server = await bed.serve()
     bed.controller.portal = True
-    _, enroller = await bed.enrol(1.0)
+    enroller = await bed.refused()
     assert enroller.failure.kind is Kind.CAPTIVE
     assert all(request.body == b"" for request in server.requests), "the secret was shown to a portal"
 
@@ -225,7 +238,7 @@ async def test_a_server_with_a_root_of_its_own_is_told_nothing(bed: Bed) -> None
     other = bed.directory / "other"
     other.mkdir()
     bed.controller.authority = Authority(other, "root")
-    _, enroller = await bed.enrol(1.0)
+    enroller = await bed.refused()
     assert enroller.failure.kind is Kind.CAPTIVE
     assert all(request.body == b"" for request in server.requests)
 
@@ -235,7 +248,7 @@ async def test_a_server_that_only_shows_our_root_is_told_nothing(bed: Bed) -> No
     other = bed.directory / "other"
     other.mkdir()
     server = await bed.serve(Authority(other, "root"))
-    _, enroller = await bed.enrol(1.0)
+    enroller = await bed.refused()
     assert enroller.failure.kind is Kind.CAPTIVE
     assert all(request.body == b"" for request in server.requests)
 
@@ -250,8 +263,8 @@ class TestClock:
     async def test_a_clock_that_is_years_ahead_is_said(self, bed: Bed) -> None:
         await bed.serve()
         bed.now = dt.datetime(2050, 1, 1, tzinfo=dt.UTC).timestamp()
-        enrolment, enroller = await bed.enrol(1.0)
-        assert enrolment is None and enroller.failure.kind is Kind.CLOCK
+        enroller = await bed.refused()
+        assert enroller.failure.kind is Kind.CLOCK
         assert "2050-01-01" in enroller.conditions()[0].reason
         bed.now = None
         assert (await bed.enrol())[0] is not None, "once it is right"
@@ -263,7 +276,7 @@ async def test_no_dns(bed: Bed) -> None:
 
     server = await bed.serve()
     bed.token = bed.token_for(server.url.replace("127.0.0.1", "controller.example"))
-    _, enroller = await bed.enrol(1.0, Names(FakeStore(), dead))
+    enroller = await bed.refused(Names(FakeStore(), dead))
     assert enroller.failure.kind is Kind.NO_DNS
     assert "controller.example" in enroller.conditions()[0].reason
     # With an address beside the name it needs no DNS.
@@ -273,7 +286,7 @@ async def test_no_dns(bed: Bed) -> None:
 
 async def test_nobody_there(bed: Bed) -> None:
     bed.token = bed.token_for("https://127.0.0.1:9")
-    _, enroller = await bed.enrol(1.0)
+    enroller = await bed.refused()
     assert enroller.failure.kind is Kind.UNREACHABLE
     assert enroller.failure.words == "https://127.0.0.1:9: cannot connect: Connection refused"
 

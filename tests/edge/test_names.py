@@ -16,7 +16,7 @@ from cpe_agent.edge import names as module
 from cpe_agent.edge.controller import ControllerError, HttpsController
 from cpe_agent.edge.names import Names
 from tests.edge.authority import NOW, Authority
-from tests.edge.test_controller import GOOD, SIGNED
+from tests.edge.controllers import GOOD, SIGNED
 from tests.edge.tls_server import TlsServer, says, serve
 from tests.fakes.store import FakeStore
 

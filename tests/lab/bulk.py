@@ -1,13 +1,15 @@
 """Gives and takes bytes by the megabyte. Stand-alone: runs on a server host of the lab.
 
 GET /N answers with N bytes; PUT takes what comes and answers with how many bytes that were. `--rate` is how many bytes
-it gives in a second, at most; without it, as many as pass.
+it gives in a second, at most; without it, and from SIGUSR1 on, as many as pass.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import socket
+import threading
 import time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from socketserver import TCPServer
@@ -22,6 +24,10 @@ def main() -> None:
     parser.add_argument("--rate", type=int, default=0)
     arguments = parser.parse_args()
     piece = int(arguments.rate * PIECE_S) or BYTES_MAX
+    hurry = threading.Event()
+    if not arguments.rate:
+        hurry.set()
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: hurry.set())
 
     class Bulk(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -42,8 +48,7 @@ def main() -> None:
             for first in range(0, len(body), piece):
                 began_s = time.monotonic()
                 self.wfile.write(body[first : first + piece])
-                if arguments.rate:
-                    time.sleep(max(0.0, began_s + PIECE_S - time.monotonic()))
+                hurry.wait(max(0.0, began_s + PIECE_S - time.monotonic()))
 
     class Server(ThreadingHTTPServer):
         address_family = socket.AF_INET6

@@ -27,7 +27,7 @@ SHORT = replace(
     sites=tuple(site for site in NETWORK.sites if site.name in ("centre", SITE)),
     nats=tuple(nat for nat in NETWORK.nats if nat.name == "cgnat"),
 )
-WATCHDOG_S = 6
+WATCHDOG_S = 3
 UP_S = 60.0
 
 

@@ -23,6 +23,7 @@ from tests.lab.init import LOGS
 from tests.lab.lab import Lab
 from tests.lab.site import RunningSite
 from tests.lab.wiring import TO_CPE
+from tests.scenarios.conftest import forget_failures, wait_whole
 
 SITE, HOST = "hospital-1", "hospital-1-host"
 START_S, BACK_S, DIAL_S = 40.0, 40.0, 45.0
@@ -91,7 +92,9 @@ def whole() -> Iterator[Lab]:
 def lab(whole: Lab) -> Iterator[Lab]:
     wait_home(whole)
     yield whole
+    wait_whole(whole)
     assert whole.leaked() == {}, "private packets reached the internet"
+    forget_failures(whole)
 
 
 @pytest.fixture

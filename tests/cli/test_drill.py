@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import msgspec
 import pytest
@@ -14,20 +13,12 @@ from cpe_agent.exits import USAGE
 from cpe_agent.model.drill import DrillMove, DrillProgress, DrillRecord, Stream
 from cpe_agent.ports import EdgeError
 from cpe_agent.settings import Settings
-from tests.test_cli import CONFIG
 
 DONE = DrillRecord(
     2, "0" * 64, 1.0, "2026-01-31T12:00:00+00:00", "van-1", "uplink", "wired", "done", "1.7",
     moves=(DrillMove("centre", "wired.centre.wan", "lte.centre.wan", 0.12, 0.2),),
     streams=(Stream("centre", "10.10.0.10 (echo)", 500, 0, 0.0),),
 )  # fmt: skip
-
-
-@pytest.fixture
-def config(tmp_path: Path) -> str:
-    path = tmp_path / "agent.yaml"
-    path.write_text(CONFIG)
-    return str(path)
 
 
 def _runs(monkeypatch: pytest.MonkeyPatch, record: DrillRecord | None) -> None:
