@@ -18,10 +18,15 @@ from typing import Any
 import pytest
 
 from cpe_agent import exits
+from cpe_agent.edge.ipsec import resolve
+from cpe_agent.model.dataplane import Backend
 from tests.lab import slow_answers, watch
 from tests.lab.container import Process, wait_until
 from tests.lab.lab import Lab
-from tests.lab.pace import patience
+from tests.lab.pace import BACKEND, patience
+
+# With the kernel's ESP it has not been shown that the branch takes what comes by the older child.
+pytestmark = pytest.mark.skipif(resolve(BACKEND) is Backend.KERNEL, reason="shown with ESP in user space only")
 
 SITE, CLIENT, HUB, OTHER_HUB = "hospital-1", "hospital-1-host", "centre", "cloud"
 # The subnet that both hubs serve: each has its own machine at that address.
