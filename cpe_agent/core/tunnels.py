@@ -12,7 +12,8 @@ which they matter. Theory of operation:
 - A traffic child lives on its bundle's active path. The one left behind is ended only when the new one is installed;
   at another hub when that one is no longer young. A server takes its time to answer, the answer comes to the hub that
   the question came from, and without the child that hub has nowhere to send it. Of one hub's paths the newest child
-  takes the late answers too, so there is nothing to wait for.
+  takes the late answers too, so there is nothing to wait for. If the new hub falls within that time, its IKE_SA is
+  ended by force: the newest child would keep the traffic.
 - A trial child asks a bundle's servers on a path that does not carry it. It is there while it is wanted, no longer.
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
   traffic child comes first and the probe second. One that leaves an initiation of ours unanswered is dead too, whatever
@@ -253,6 +254,9 @@ def _dialled(
             lacking.append(name)
     if lacking and newest.creating and (lacking[0] in unanswered or path in wanted.fallen):
         return None, [*ends, TerminateIke(newest.unique_id, force=True)]
+    if path in wanted.fallen and any(_pins(child, carrying) for child in newest.children):
+        # Its DELETE would not be answered, and our packets would follow it until then.
+        return None, [*ends, TerminateIke(newest.unique_id, force=True)]
     if lacking and not newest.busy:
         start = Initiate(connection.name, lacking[0])
     if not lacking:
@@ -265,6 +269,12 @@ def _dialled(
         ]
     ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carrying, late)
     return start, ends
+
+
+def _pins(child: ChildSa, carrying: Carrying) -> bool:
+    """Is it newer than the one that should carry this traffic? So it is where a bundle is back at a hub that it left a
+    moment ago, and whose child was kept."""
+    return child.name in carrying and child.unique_id > carrying[child.name][1].unique_id
 
 
 def _unanswered(attempt: Attempt, now: float) -> bool:

@@ -190,7 +190,8 @@ def test_that_a_head_start_is_counted_and_not_made_again_in_a_hurry() -> None:
 def test_what_was_left_for_another_hub_waits_for_late_answers() -> None:
     left, cloud = sa_of(WIRED, 1, PROBE_CHILD, SHARED), CONNECTIONS["wired.cloud.a"]
     there = sa_of(cloud, 2, PROBE_CHILD, SHARED)
-    wanted = Tunnels((WIRED, cloud), {Path("wired", "cloud", "a"): frozenset({SHARED})})
+    there_on = Path("wired", "cloud", "a")
+    wanted = Tunnels((WIRED, cloud), {there_on: frozenset({SHARED})})
 
     def look(sas: tuple[IkeSa, ...], wanted: Tunnels = wanted) -> Step:
         return step(wanted, loaded(*sas, connections=(WIRED, cloud)), {}, 5.0)
@@ -205,6 +206,9 @@ def test_what_was_left_for_another_hub_waits_for_late_answers() -> None:
     assert look((left, young(there)), barring).ops == (TerminateChild(101), TerminateChild(201))
     dead = msgspec.structs.replace(wanted, dead=frozenset({1}))
     assert look((left, young(there)), dead).ops == (TerminateIke(1, force=True),)
+    # The hub that it went to dies before that: what was kept carries at once, if nothing newer is in its way.
+    died = msgspec.structs.replace(wanted, active={ON_WIRED: frozenset({SHARED})}, fallen=frozenset({there_on}))
+    assert look((left, young(there)), died).ops == (TerminateIke(2, force=True),)
     # Back before that: it is where it belongs, and the hub that was left in turn is told at once.
     back = msgspec.structs.replace(wanted, active={ON_WIRED: frozenset({SHARED})})
     assert look((left, young(there)), back).ops == (TerminateChild(201),)
