@@ -9,7 +9,11 @@ which they matter. Theory of operation:
   flight per path at most: none is issued while the path's IKE_SA is being set up or is busy.
 - An IKE_SA belongs to a path by the stem in its connection's name, and to the present settings by the digest in it.
   One with other settings stays until its successor carries what it should (make before break).
-- A traffic child lives on its bundle's active path. The one left behind is ended only when the new one is installed.
+- A traffic child lives on its bundle's active path. The one left behind is ended only when the new one is installed;
+  at another hub when that one is no longer young. A server takes its time to answer, the answer comes to the hub that
+  the question came from, and without the child that hub has nowhere to send it. Of one hub's paths the newest child
+  takes the late answers too, so there is nothing to wait for. If the new hub falls within that time, its IKE_SA is
+  ended by force: the newest child would keep the traffic.
 - A trial child asks a bundle's servers on a path that does not carry it. It is there while it is wanted, no longer.
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
   traffic child comes first and the probe second. One that leaves an initiation of ours unanswered is dead too, whatever
@@ -48,6 +52,8 @@ RETRY_MAX_S = 15.0
 UNDER_WAY_S = 1.0
 # charon repeats itself each second: three in vain. A live peer answers in a round trip.
 UNANSWERED_S = 3.0
+# While a child is kept for late answers: there is no event when it is to go.
+LATE_S = 0.5
 
 
 class Attempt(msgspec.Struct, frozen=True):
@@ -60,6 +66,8 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 Attempts = dict[tuple[str, str], Attempt]
+# Traffic children that are installed, whole, where they belong now: by name, where that is, and the newest there.
+Carrying = dict[str, tuple[Path, ChildSa]]
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -82,7 +90,8 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
     carrying = _carrying(wanted, by_stem)
     starts: list[tuple[bool, Initiate]] = []
     ends: list[TunnelOp] = []
-    waiting: list[float] = []
+    late = _late(wanted, observed.ike_sas, carrying)
+    waiting = [now + LATE_S] if late else []
     remembered: Attempts = {}
     for connection in wanted.connections:
         sas = by_stem.pop(connection.stem, [])
@@ -91,7 +100,7 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
             ends += _answering_ends(connection, sas, wanted.stale)
             continue
         unanswered = {key[1] for key, made in attempts.items() if key[0] == connection.name and _unanswered(made, now)}
-        start, path_ends = _dialled(connection, path, wanted, sas, carrying, unanswered)
+        start, path_ends = _dialled(connection, path, wanted, sas, carrying, late, unanswered)
         ends += path_ends
         # A child that was narrowed is no success: it is asked for again ever more rarely.
         live = {
@@ -165,20 +174,36 @@ def _loads(wanted: Tunnels, observed: Charon) -> list[LoadConnection]:
     return ops
 
 
-def _carrying(wanted: Tunnels, by_stem: Mapping[str, list[IkeSa]]) -> set[str]:
-    """Traffic children that are installed, whole, where they belong now."""
-    names: set[str] = set()
+def just_left(left: Path, path: Path, newest: ChildSa) -> bool:
+    """Has what `newest` carries on `path` been at the other hub, by `left`, until a moment ago?"""
+    return newest.young and left.peer != path.peer
+
+
+def _carrying(wanted: Tunnels, by_stem: Mapping[str, list[IkeSa]]) -> Carrying:
+    found: Carrying = {}
     for connection in wanted.connections:
         path = connection.path
         if path is None:
             continue
         for name in wanted.active.get(path, frozenset()):
             config = _config(connection, name)
-            if config and any(
-                _installed(sa, config) for sa in by_stem.get(connection.stem, []) if sa.unique_id not in wanted.dead
-            ):
-                names.add(name)
-    return names
+            alive = [sa for sa in by_stem.get(connection.stem, []) if sa.unique_id not in wanted.dead]
+            children = [child for sa in alive if config and (child := _installed(sa, config))]
+            if children:
+                found[name] = path, max(children, key=lambda child: child.unique_id)
+    return found
+
+
+def _late(wanted: Tunnels, sas: Iterable[IkeSa], carrying: Carrying) -> frozenset[int]:
+    """CHILD_SAs (unique ids) that were left, by which answers may still come."""
+    moved = {name: at for name, at in carrying.items() if at[1].young}
+    found: set[int] = set()
+    for sa in sas if moved else ():
+        left = Path.parse(stem_of(sa.connection))
+        if left is None or left in wanted.fallen or sa.unique_id in wanted.dead:
+            continue
+        found |= {c.unique_id for c in sa.children if c.name in moved and just_left(left, *moved[c.name])}
+    return frozenset(found)
 
 
 def _config(connection: Connection, name: str) -> Child | None:
@@ -203,7 +228,8 @@ def _dialled(
     path: Path,
     wanted: Tunnels,
     sas: list[IkeSa],
-    carrying: set[str],
+    carrying: Carrying,
+    late: frozenset[int],
     unanswered: set[str],
 ) -> tuple[Initiate | None, list[TunnelOp]]:
     dead = [sa for sa in sas if sa.unique_id in wanted.dead]
@@ -228,6 +254,9 @@ def _dialled(
             lacking.append(name)
     if lacking and newest.creating and (lacking[0] in unanswered or path in wanted.fallen):
         return None, [*ends, TerminateIke(newest.unique_id, force=True)]
+    if path in wanted.fallen and any(_pins(child, carrying) for child in newest.children):
+        # Its DELETE would not be answered, and our packets would follow it until then.
+        return None, [*ends, TerminateIke(newest.unique_id, force=True)]
     if lacking and not newest.busy:
         start = Initiate(connection.name, lacking[0])
     if not lacking:
@@ -238,22 +267,33 @@ def _dialled(
             # What a rekeying has replaced is being deleted by charon; ended again it would go without telling the peer.
             if sa is not newest and sa.established and sa.state != "REKEYED" and not _needed(sa, wanted, carrying)
         ]
-    ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carrying)
+    ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carrying, late)
     return start, ends
+
+
+def _pins(child: ChildSa, carrying: Carrying) -> bool:
+    """Is it newer than the one that should carry this traffic? So it is where a bundle is back at a hub that it left a
+    moment ago, and whose child was kept."""
+    return child.name in carrying and child.unique_id > carrying[child.name][1].unique_id
 
 
 def _unanswered(attempt: Attempt, now: float) -> bool:
     return attempt.count > 0 and now >= attempt.made_at + UNANSWERED_S
 
 
-def _needed(sa: IkeSa, wanted: Tunnels, carrying: set[str]) -> bool:
+def _needed(sa: IkeSa, wanted: Tunnels, carrying: Carrying) -> bool:
     """Does it hold the traffic of a bundle that is not yet carried where it belongs now?"""
-    homeless = {name for names in wanted.active.values() for name in names} - carrying
+    homeless = {name for names in wanted.active.values() for name in names} - carrying.keys()
     return any(child.installed and child.name in homeless for child in sa.children)
 
 
 def _surplus(
-    connection: Connection, sa: IkeSa, belonging: set[str], wanted: Tunnels, carrying: set[str]
+    connection: Connection,
+    sa: IkeSa,
+    belonging: set[str],
+    wanted: Tunnels,
+    carrying: Carrying,
+    late: frozenset[int],
 ) -> list[TunnelOp]:
     ends: list[TunnelOp] = []
     if sa.busy:
@@ -271,7 +311,8 @@ def _surplus(
         else:
             # A bundle that is not placed yet (the agent has just started) keeps its child: it will be adopted.
             trial = child.name.startswith(f"{TRIAL_CHILD}-")
-            surplus = config is None or trial or child.name in carrying or child.name in wanted.barred
+            left = child.name in carrying and child.unique_id not in late
+            surplus = config is None or trial or left or child.name in wanted.barred
         if surplus:
             ends.append(TerminateChild(child.unique_id))
     return ends

@@ -6,6 +6,9 @@ the document's. A bundle that is `barred` may be carried by none, and none is to
 its own: those are what its class may use, as far as the monthly bytes of their uplinks go. What a peer dials may be
 there or not, and be narrower than what we would agree to, but never wider.
 
+A bundle that moves to another hub keeps the CHILD_SA that it left for a moment (core.tunnels says why): that is no
+difference yet.
+
 An IKE_SA in DELETING has been ended already, and charon keeps it only until its peer has answered or the whole
 retransmission cycle is over, which is minutes if the address under it has gone. It is no difference that it is there:
 there is nothing left to be done about it. But it stands in for nothing, and what its CHILD_SAs admit beyond the
@@ -17,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 from cpe_agent.core.selectors import uncovered
+from cpe_agent.core.tunnels import just_left
 from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.difference import Kind
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
@@ -141,22 +145,22 @@ def _path(connection: Connection, sas: list[IkeSa]) -> Iterator[tuple[Kind, str]
 
 
 def _bundle(bundle: Bundle, sas: Iterable[IkeSa], barred: bool) -> Iterator[tuple[Kind, str]]:
-    carrying = sorted(
-        {
-            stem_of(sa.connection)
-            for sa in sas
-            for child in sa.children
-            if child.name == bundle.child and child.installed and Path.parse(stem_of(sa.connection))
-        }
-    )
-    if not carrying and not barred:
-        yield Kind.MISSING, f"bundle {bundle.name}: no CHILD_SA carries it"
-    elif len(carrying) > 1:
+    found = [
+        (path, child)
+        for sa in sas
+        for child in sa.children
+        if child.name == bundle.child and child.installed and (path := Path.parse(stem_of(sa.connection)))
+    ]
+    if not found:
+        if not barred:
+            yield Kind.MISSING, f"bundle {bundle.name}: no CHILD_SA carries it"
+        return
+    at, newest = max(found, key=lambda carried: carried[1].unique_id)
+    carrying = sorted({str(path) for path, _ in found if not just_left(path, at, newest)})
+    if len(carrying) > 1:
         yield Kind.FOREIGN, f"bundle {bundle.name}: carried on more than one path ({', '.join(carrying)})"
-    usable = {str(path) for path in bundle.paths}
-    for stem in carrying:
-        if stem not in usable:
-            yield Kind.FOREIGN, f"bundle {bundle.name}: carried on {stem}, whose uplink it may not use (any more)"
+    for path in sorted({path for path, _ in found} - set(bundle.paths)):
+        yield Kind.FOREIGN, f"bundle {bundle.name}: carried on {path}, whose uplink it may not use (any more)"
 
 
 def _list(selectors: Iterable[str]) -> str:

@@ -35,7 +35,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 from cpe_agent.edge.connection import connection_message
 from cpe_agent.edge.vici import Outgoing, Reply, ViciClient, ViciEvents, ViciRefused, section, text, texts
 from cpe_agent.model.dataplane import CONNECTION_PREFIX, Backend
-from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, Glance, IkeSa, LoadedChild
+from cpe_agent.model.observed import YOUNG_S, Charon, CharonEvent, ChildSa, EventKind, Glance, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
     Initiate,
     LoadConnection,
@@ -293,6 +293,7 @@ def _child_sa(child: Reply) -> ChildSa:
         packets_out=_number(child, "packets-out"),
         spi_in=_number(child, "spi-in", 16),
         spi_out=_number(child, "spi-out", 16),
+        young="install-time" in child and _number(child, "install-time") < YOUNG_S,
     )
 
 

@@ -33,7 +33,7 @@ def connection_message(connection: Connection, backend: Backend) -> dict[str, Ou
         "rekey_time": _seconds(ike.rekey_s),
         "reauth_time": _seconds(ike.reauth_s),
         "over_time": _seconds(_grace_s(longest_s)),
-        "rand_time": _seconds(longest_s // 10),
+        "rand_time": _seconds(_spread_s(ike.rekey_s, ike.reauth_s)),
         # A dial that fails ends; core.tunnels knows when to try again.
         "keyingtries": 1,
         "send_cert": "always",
@@ -66,6 +66,11 @@ def _child(child: Child, connection: Connection, backend: Backend) -> dict[str, 
         # The old and the new SA are both accepted during a move.
         message |= {"mark_in": "%unique", "set_mark_in": "%same"}
     return message
+
+
+def _spread_s(rekey_s: int, reauth_s: int) -> int:
+    """By how much chance shortens both. If it were more than all of one, charon would do that again and again."""
+    return min((life_s // part for life_s, part in ((rekey_s, 2), (reauth_s, 10)) if life_s), default=0)
 
 
 def _grace_s(lifetime_s: int) -> int:

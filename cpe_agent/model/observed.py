@@ -33,9 +33,13 @@ class Links(msgspec.Struct, frozen=True):
     by_name: dict[str, Link] = {}
 
 
+# charon counts whole seconds: a CHILD_SA is young for one second at least.
+YOUNG_S = 2
+
+
 class ChildSa(msgspec.Struct, frozen=True):
     """An installed CHILD_SA. Selectors as charon prints them. Bytes and packets since it was installed, as they are
-    inside. `spi_in`: what packets for it carry here (0: not known)."""
+    inside. `spi_in`: what packets for it carry here (0: not known). `young`: installed less than `YOUNG_S` ago."""
 
     name: str
     unique_id: int
@@ -48,6 +52,7 @@ class ChildSa(msgspec.Struct, frozen=True):
     packets_out: int = 0
     spi_in: int = 0
     spi_out: int = 0
+    young: bool = False
 
     @property
     def installed(self) -> bool:

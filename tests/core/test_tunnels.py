@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from cpe_agent.core.compile import Site, compile_dataplane, with_active
 from cpe_agent.core.tunnels import (
+    LATE_S,
     RETRY_FIRST_S,
     RETRY_MAX_S,
     UNANSWERED_S,
@@ -40,7 +41,7 @@ CONNECTIONS = {connection.stem: connection for connection in PLAN.tunnels.connec
 WIRED = CONNECTIONS["wired.centre.a"]
 LTE = CONNECTIONS["lte.centre.a"]
 ON_WIRED, ON_LTE = (Path(uplink, "centre", "a") for uplink in ("wired", "lte"))
-CENTRE = "traffic-centre"
+CENTRE, SHARED = "traffic-centre", "traffic-centre+cloud"
 
 
 def sa_of(
@@ -54,6 +55,10 @@ def sa_of(
 
 def installed(config: Child, unique_id: int) -> ChildSa:
     return ChildSa(config.name, unique_id, "INSTALLED", config.local_ts, config.remote_ts)
+
+
+def young(sa: IkeSa) -> IkeSa:
+    return msgspec.structs.replace(sa, children=tuple(msgspec.structs.replace(c, young=True) for c in sa.children))
 
 
 def loaded(*sas: IkeSa, connections: tuple[Connection, ...] = (WIRED, LTE)) -> Charon:
@@ -180,6 +185,39 @@ def test_that_a_head_start_is_counted_and_not_made_again_in_a_hurry() -> None:
     # The look right after it does not see it in charon yet.
     assert step(wanted_on(ON_LTE), known, first.attempts, 0.01).ops == ()
     assert head_start(wanted_on(ON_LTE), known, first.attempts, 0.01).ops == ()
+
+
+def test_what_was_left_for_another_hub_waits_for_late_answers() -> None:
+    left, cloud = sa_of(WIRED, 1, PROBE_CHILD, SHARED), CONNECTIONS["wired.cloud.a"]
+    there = sa_of(cloud, 2, PROBE_CHILD, SHARED)
+    there_on = Path("wired", "cloud", "a")
+    wanted = Tunnels((WIRED, cloud), {there_on: frozenset({SHARED})})
+
+    def look(sas: tuple[IkeSa, ...], wanted: Tunnels = wanted) -> Step:
+        return step(wanted, loaded(*sas, connections=(WIRED, cloud)), {}, 5.0)
+
+    kept = look((left, young(there)))
+    assert kept.ops == () and kept.wake_at == 5.0 + LATE_S
+    # Once the new one has been there for a while, or where nothing can or should come any more.
+    ended = Step((TerminateChild(101),), {}, None)
+    assert look((left, there)) == ended
+    assert look((left, young(there)), msgspec.structs.replace(wanted, fallen=frozenset({ON_WIRED}))) == ended
+    barring = msgspec.structs.replace(wanted, active={}, barred=frozenset({SHARED}))
+    assert look((left, young(there)), barring).ops == (TerminateChild(101), TerminateChild(201))
+    dead = msgspec.structs.replace(wanted, dead=frozenset({1}))
+    assert look((left, young(there)), dead).ops == (TerminateIke(1, force=True),)
+    # The hub that it went to dies before that: what was kept carries at once, if nothing newer is in its way.
+    died = msgspec.structs.replace(wanted, active={ON_WIRED: frozenset({SHARED})}, fallen=frozenset({there_on}))
+    assert look((left, young(there)), died).ops == (TerminateIke(2, force=True),)
+    # Back before that: it is where it belongs, and the hub that was left in turn is told at once.
+    back = msgspec.structs.replace(wanted, active={ON_WIRED: frozenset({SHARED})})
+    assert look((left, young(there)), back).ops == (TerminateChild(201),)
+
+
+def test_what_was_left_for_another_path_of_the_same_hub_does_not_wait() -> None:
+    """The hub answers by the newest, whichever way it was asked."""
+    there = young(sa_of(LTE, 2, PROBE_CHILD, CENTRE))
+    assert ops(wanted_on(ON_LTE), loaded(GOOD_WIRED, there)) == [TerminateChild(101)]
 
 
 def test_a_path_that_goes_keeps_its_traffic_until_it_is_elsewhere() -> None:

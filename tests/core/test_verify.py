@@ -368,6 +368,24 @@ class TestTunnels:
             (FOREIGN, f"bundle {bundle.name}: carried on more than one path ({paths})")
         ]
 
+    def test_a_bundle_that_has_just_moved_to_another_hub(self) -> None:
+        bundle = next(b for b in WANTED.bundles if {path.peer for path in b.paths} == {"centre", "cloud"})
+        (here,) = [sa for sa in CHARON.ike_sas if any(c.name == bundle.child for c in sa.children)]
+        (child,) = [c for c in here.children if c.name == bundle.child]
+        stem = stem_of(here.connection)
+
+        def moved(to: str, young: bool) -> list[tuple[Kind, str]]:
+            new = msgspec.structs.replace(child, unique_id=801, young=young)
+            there = next(sa for sa in CHARON.ike_sas if stem_of(sa.connection) == to)
+            sas = (*CHARON.ike_sas, msgspec.structs.replace(there, children=(*there.children, new)))
+            return found(charon=msgspec.structs.replace(CHARON, ike_sas=tuple(sa for sa in sas if sa is not there)))
+
+        assert stem == "wired.centre.a"
+        assert moved("wired.cloud.a", young=True) == []
+        for to, young in (("wired.cloud.a", False), ("lte.centre.a", True)):
+            paths = ", ".join(sorted((stem, to)))
+            assert moved(to, young) == [(FOREIGN, f"bundle {bundle.name}: carried on more than one path ({paths})")]
+
     def test_what_a_peer_has_dialled_may_be_narrower_but_not_wider(self) -> None:
         (connection,) = WANTED_HUB.tunnels.connections
         traffic = next(c for c in connection.children if c.name == "traffic")

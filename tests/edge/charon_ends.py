@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Protocol
 
+import msgspec
 import pytest
 import trio
 
@@ -172,6 +173,15 @@ async def settle(port: Port, wanted: Tunnels, done: Callable[[Charon], bool] = l
                     nursery.cancel_scope.cancel()
                     return run
                 await bell.wait(trio.current_time() + 0.1)
+
+
+def grown(charon: Charon) -> Charon:
+    """As it is when nothing in it is young any more."""
+    sas = tuple(
+        msgspec.structs.replace(sa, children=tuple(msgspec.structs.replace(c, young=False) for c in sa.children))
+        for sa in charon.ike_sas
+    )
+    return msgspec.structs.replace(charon, ike_sas=sas)
 
 
 async def both_up(ends: Ends, *paths: Path, active: Path = WIRED) -> Run:

@@ -104,6 +104,17 @@ async def test_new_credentials_replace_old_ones(real_bed: Bed, real: RealEnds) -
             assert (await renewed.read()).credentials_loaded
 
 
+@pytest.mark.parametrize(
+    ("rekey_s", "reauth_s", "spread"),
+    [(14400, 86400, "7200s"), (14400, 60, "6s"), (600, 86400, "300s"), (0, 600, "60s"), (14400, 2, "0s"), (0, 0, "0s")],
+)
+def test_that_chance_leaves_something_of_each_life(rekey_s: int, reauth_s: int, spread: str) -> None:
+    connection = branch_wants(WIRED).connections[0]
+    ike = msgspec.structs.replace(connection.ike, rekey_s=rekey_s, reauth_s=reauth_s)
+    message = connection_message(msgspec.structs.replace(connection, ike=ike), Backend.USERLAND)
+    assert message["rand_time"] == spread
+
+
 @NEEDS_CHARON
 async def test_a_renewed_certificate_leaves_live_tunnels_alone_and_is_used_for_the_next(real: RealEnds) -> None:
     await settle(real.hub, hub_wants())

@@ -40,6 +40,7 @@ from tests.edge.charon_ends import (
     RealEnds,
     both_up,
     branch_wants,
+    grown,
     hub_wants,
     installed,
     settle,
@@ -73,7 +74,7 @@ async def test_a_branch_with_one_path_comes_up_and_stays(ends: Ends) -> None:
     traffic = next(child for child in sa.children if child.name == TRAFFIC)
     assert (traffic.local_ts, traffic.remote_ts) == ((BRANCH_LAN,), HUB_LANS)
     again = await settle(ends.branch, branch_wants(WIRED))
-    assert (again.ops, again.last) == ([], run.last)
+    assert (again.ops, grown(again.last)) == ([], grown(run.last))
     hub = await settle(ends.hub, hub_wants())
     assert hub.ops == []
     assert installed(hub.last) == [("hospital-1", "probe"), ("hospital-1", "traffic")]
@@ -93,6 +94,16 @@ async def test_a_move_makes_the_new_child_before_the_old_one_ends(ends: Ends) ->
     ]
     hub = await settle(ends.hub, hub_wants(), lambda charon: len(installed(charon)) == 3)
     assert hub.ops == []
+
+
+async def test_a_child_is_young_for_a_second_at_least_and_then_no_more(ends: Ends) -> None:
+    await settle(ends.hub, hub_wants())
+    before = trio.current_time()
+    run = await settle(ends.branch, branch_wants(WIRED))
+    all_young = run.last != grown(run.last) and all(c.young for sa in run.last.ike_sas for c in sa.children)
+    assert all_young or trio.current_time() > before + 1
+    await settle(ends.branch, branch_wants(WIRED), lambda charon: charon == grown(charon))
+    assert trio.current_time() >= before + 1
 
 
 async def test_after_charon_was_killed_everything_comes_back(ends: Ends) -> None:
@@ -214,12 +225,12 @@ async def test_doing_it_twice_changes_nothing(ends: Ends) -> None:
         UnloadConnection("cpe-gone-00000000"),
     ):
         await ends.branch.apply(op)
-    assert (await settle(ends.branch, branch_wants(WIRED))).last == run.last
+    assert grown((await settle(ends.branch, branch_wants(WIRED))).last) == grown(run.last)
     with pytest.raises(EdgeError, match="nobody"):
         await ends.branch.apply(Initiate(connection.name, "nobody"))
     await ends.branch.apply(UnloadConnection(connection.name))
-    after = await ends.branch.read()
-    assert (after.connections, after.ike_sas) == ({}, run.last.ike_sas)
+    after = grown(await ends.branch.read())
+    assert (after.connections, after.ike_sas) == ({}, grown(run.last).ike_sas)
 
 
 async def test_selectors_are_read_as_they_were_loaded(ends: Ends) -> None:

@@ -14,10 +14,11 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from enum import Enum
 
+import msgspec
 import trio
 
 from cpe_agent.model.dataplane import Child, Connection
-from cpe_agent.model.observed import Charon, CharonEvent, ChildSa, EventKind, Glance, IkeSa, LoadedChild
+from cpe_agent.model.observed import YOUNG_S, Charon, CharonEvent, ChildSa, EventKind, Glance, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
     Initiate,
     LoadConnection,
@@ -57,6 +58,7 @@ class _Sa:
     waiting_since: float | None = None  # for a peer that is silent
     children: dict[int, ChildSa] = field(default_factory=dict)
     configs: dict[int, Child] = field(default_factory=dict)  # what each child was initiated with
+    installed_at: dict[int, float] = field(default_factory=dict)
 
 
 class FakeCharon:
@@ -287,6 +289,7 @@ class FakeCharon:
         # charon sorts what is installed.
         child = ChildSa(name, next(self._child_ids), "INSTALLED", tuple(sorted(local_ts)), tuple(sorted(remote_ts)))
         sa.children[spi] = child
+        sa.installed_at[spi] = trio.current_time()
         self._emit(EventKind.CHILD_UP, sa, name)
 
     def _uninstall(self, sa: _Sa, spi: int) -> None:
@@ -320,7 +323,10 @@ class FakeCharon:
             remote_id=ike.remote_id,
             remote_host=ike.remote_addrs[0] if ike.remote_addrs else "",
             busy=sa.waiting_since is not None or sa.unique_id in self.kept_busy,
-            children=tuple(sa.children.values()),
+            children=tuple(
+                msgspec.structs.replace(child, young=trio.current_time() - sa.installed_at[spi] < YOUNG_S)
+                for spi, child in sa.children.items()
+            ),
         )
 
     def _emit(self, kind: EventKind, sa: _Sa, child: str = "") -> None:

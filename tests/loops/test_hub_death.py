@@ -7,6 +7,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
+from cpe_agent.model.dataplane import stem_of
 from cpe_agent.model.document import Probing, Uplink
 from tests.fakes.charon import Answer
 from tests.loops.documents import INTERVAL_MS, MISSES, branch
@@ -50,6 +51,34 @@ async def test_that_no_other_path_to_it_is_tried(autojump_clock: MockClock, phas
         assert len(moved) == 1 and "to_path=wired.cloud.wan" in moved[0].text, moved
         assert moved[0].at_s - fault_at <= DETECTION_S
         assert world.carried()[BUNDLE] == "wired.cloud.wan"
+
+
+async def test_that_a_hub_which_dies_right_after_a_move_to_it_is_left_as_soon(autojump_clock: MockClock) -> None:
+    """The hub before it has its child still, for late answers; the newer one is not to stand in its way."""
+    world = Dying()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(35)
+        agent.cells.taken_out.set(frozenset(p for p in agent.cells.verdicts.value.tracks if p.peer == "centre"))
+        await trio.sleep(5)
+        assert world.carried()[BUNDLE] == "wired.cloud.wan"
+        agent.cells.taken_out.set(frozenset())
+        back_at = trio.current_time()
+        for _ in range(600):
+            await trio.sleep(0.05)
+            if world.carried()[BUNDLE] == "wired.centre.wan":
+                break
+        assert _pinned(world) == {"wired.centre.wan", "wired.cloud.wan"}, trio.current_time() - back_at
+        await trio.sleep(0.2)
+        world.vanish("centre")
+        await trio.sleep(DETECTION_S + 0.1)
+        assert _pinned(world) == {"wired.cloud.wan"}
+
+
+def _pinned(world: World) -> set[str]:
+    """Whose paths hold the bundle's child, also one that waits for an answer to its end: charon still sends into it."""
+    sas = world.charon.ike_sas()
+    return {stem_of(sa.connection) for sa in sas if any(c.name == f"traffic-{BUNDLE}" for c in sa.children)}
 
 
 def _with_standby(standby_s: int) -> dict[str, Uplink]:

@@ -59,6 +59,28 @@ async def test_all_is_in_sync_and_stays_so(autojump_clock: MockClock) -> None:
             assert await _out_of_sync(agent) == set() == await _verified(agent)
 
 
+async def test_a_hub_that_was_left_keeps_its_child_for_a_moment_and_all_is_in_sync(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(5)
+        centre = frozenset(path for path in agent.cells.verdicts.value.tracks if path.peer == "centre")
+        agent.cells.taken_out.set(centre)
+        left_at, kept_s = trio.current_time(), 0.0
+        while trio.current_time() < left_at + 5:
+            await trio.sleep(0.1)
+            assert world.carried()["centre+cloud"] == "wired.cloud.wan"
+            assert await _out_of_sync(agent) == set() == await _verified(agent)
+            if _carriers(world, "traffic-centre+cloud") == {"wired.centre.wan", "wired.cloud.wan"}:
+                kept_s = trio.current_time() - left_at
+        assert 1.0 <= kept_s <= 3.0
+        assert _carriers(world, "traffic-centre+cloud") == {"wired.cloud.wan"}
+
+
+def _carriers(world: World, child: str) -> set[str]:
+    return {stem_of(sa.connection) for sa in world.charon.ike_sas() if any(c.name == child for c in sa.children)}
+
+
 async def test_a_missing_probe_is_not_in_sync_although_nothing_is_refused(autojump_clock: MockClock) -> None:
     world = World()
     world.publish(branch())

@@ -13,7 +13,7 @@ from cpe_agent.core.confirm import DOUBT_S
 from cpe_agent.model.condition import Status
 from tests.lab import watch
 from tests.lab.lab import Lab
-from tests.scenarios.looking import data_plane
+from tests.scenarios.looking import at_rest, data_plane
 from tests.scenarios.publishing import cut_off, given_up, publish, served
 
 SITE = "hospital-1"
@@ -59,7 +59,7 @@ def _reason(report: Status) -> str:
 
 
 def test_that_a_document_that_cuts_off_a_hub_is_given_up_without_a_loss(lab: Lab, good: Fields) -> None:
-    before = data_plane(lab, SITE)
+    before = at_rest(lab, SITE)
     agent = lab.site(SITE).agent.pid
     with lab.flow("hospital-1-host", "centre-server") as flow:
         flow.wait_flowing(5)

@@ -12,7 +12,7 @@ import pytest
 from cpe_agent.model.condition import Status
 from tests.lab import watch
 from tests.lab.lab import Lab
-from tests.scenarios.looking import ask_status, data_plane
+from tests.scenarios.looking import ask_status, at_rest, data_plane
 from tests.scenarios.publishing import publish, served
 
 SITE = "hospital-1"
@@ -81,7 +81,7 @@ def test_that_a_wrong_signature_is_refused(lab: Lab, good: Fields) -> None:
 
 
 def _assert_refused(lab: Lab, serve: Callable[[], None], field: str, words: str) -> None:
-    before = data_plane(lab, SITE)
+    before = at_rest(lab, SITE)
     obeyed = watch.status(lab, SITE).document_version
     with lab.flow("hospital-1-host", "centre-server") as flow:
         flow.wait_flowing(5)
