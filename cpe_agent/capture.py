@@ -9,6 +9,7 @@ side by side. The daemon may run or not; it is not asked.
 from __future__ import annotations
 
 import difflib
+import shlex
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -104,7 +105,11 @@ def _pair(document: Document, pair_id: str) -> Pair:
     if pair_id in pairs:
         return pairs[pair_id]
     near = difflib.get_close_matches(pair_id, pairs, n=5, cutoff=0.3) or sorted(pairs)[:5]
-    has = f"it has {', '.join(near)}" if len(near) == len(pairs) else f"it has {len(pairs)}, such as {', '.join(near)}"
+    # As they are typed: most have a > in them.
+    names = ", ".join(map(shlex.quote, near))
+    has = f"it has {names}" if len(near) == len(pairs) else f"it has {len(pairs)}, such as {names}"
+    if any(name.startswith(f"{pair_id}>") for name in pairs):
+        has += "; without quotes the shell takes what follows > for a file to write into"
     raise NoPair(f"{document.site} has no pair {pair_id!r}: {has if pairs else 'it has none at all'}")
 
 

@@ -199,6 +199,11 @@ class TestCompletion:
         assert self.completed("cpe-agent", "drill", "uplink", "", path=agent) == {"wired"}
         assert self.completed("cpe-agent", "drill", "hub", "", path=agent) == {"centre"}
 
+    def test_a_pair_is_completed_as_the_shell_takes_it(self, agent: Path) -> None:
+        script = agent / "cpe-agent"
+        script.write_text(script.read_text().replace("imaging", "van-1.crew>imaging"))
+        assert self.completed("cpe-agent", "capture", "van", path=agent) == {"van-1.crew\\>imaging"}
+
     def test_choices(self) -> None:
         assert self.completed("cpe-controller", "rollout", "p") == {"pause"}
         assert self.completed("cpe-controller", "status", "--state-is", "si") == {"silent"}

@@ -87,6 +87,13 @@ def test_that_the_locks_come_before_the_network_and_the_clock_before_charon() ->
         assert "cpe-agent-boot.service" in _read(name)["Requires"][0].split()
 
 
+def test_that_charon_is_the_agents_own_and_has_no_settings_but_its() -> None:
+    unit = _read("cpe-charon.service")
+    assert unit["Environment"] == ["STRONGSWAN_CONF=/run/cpe-agent/strongswan.conf"]
+    # No `swanctl --load-all`, and nobody else's unit is fought.
+    assert unit["ExecStart"] == ["/usr/sbin/charon-systemd"] and not {"ExecStartPost", "Conflicts"} & set(unit)
+
+
 @pytest.mark.parametrize(
     ("name", "command"),
     [

@@ -62,7 +62,8 @@ class Booted:
 
     def boot(self, timeout_s: float = 90.0) -> None:
         self._run(_CGROUPS, check=True)
-        at = f"/run/{self._site}-root"
+        # Of this tree alone: one of another release in the same lab has written into its own.
+        at = f"/run/{self._site}-{self._tree.name}"
         argv = ["/bin/bash", "-c", _APART, "apart", _SCRIPT, str(self._tree), at, self._cgroup]
         with open(self._lab.path(f"{LOGS}/{self._site}-systemd.log"), "ab") as log:
             self._process = self._lab.container.spawn(argv, namespace=self._site, stdout=log)

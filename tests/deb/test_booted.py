@@ -11,9 +11,12 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import pytest
+import yaml
 
+from cpe_agent.log import EVENTS, PRIORITIES
 from tests.deb import tree
 from tests.deb.booted import Booted
 from tests.docs.pages import ROOT, commands
@@ -31,6 +34,7 @@ pytestmark = pytest.mark.timeout(patience(1200))
 
 SITE, HOST, SERVER = "hospital-1", "hospital-1-host", "centre-server"
 AGENT, CHARON, BOOT = "cpe-agent.service", "cpe-charon.service", "cpe-agent-boot.service"
+TIME = "cpe-agent-time.service"
 INSTALL, REMOVE, PURGE = "apt install ./cpe-agent_*.deb", "apt remove cpe-agent", "apt purge cpe-agent"
 FORWARDING = ("cat", "/proc/sys/net/ipv4/ip_forward")
 # All of a router's network but what its locks, routes and tunnels are made of would be seen here.
@@ -66,6 +70,7 @@ with NFTables(nfgen_family=1) as nft:
     nft.table("del", name="cpe_agent")
     nft.commit()
 """
+TIME_SERVER = "10.10.0.10"
 UP_S = 60.0
 APT_S = 300.0
 
@@ -79,7 +84,7 @@ def release(request: pytest.FixtureRequest) -> str:
 def lab(release: str) -> Iterator[Lab]:
     tree.fetched(release)
     with Lab(SMALL, name=f"booted-{release}") as running:
-        provision(running, probed(network_yaml(SMALL)))
+        provision(running, _described())
         running.run(SITE, "sh", "-c", OTHERS)
         running.controller.start()
         running.site("centre").start()
@@ -101,6 +106,11 @@ def box(lab: Lab, release: str, before: str) -> Iterator[Booted]:
         yield booted
     finally:
         booted.end()
+
+
+def _described() -> str:
+    network: dict[str, Any] = yaml.safe_load(probed(network_yaml(SMALL)))
+    return yaml.safe_dump(network | {"management": {"time_servers": [TIME_SERVER]}}, sort_keys=False)
 
 
 def _network(lab: Lab) -> str:
@@ -194,6 +204,44 @@ def test_how_much_its_units_are_exposed(box: Booted) -> None:
     said = box.shell(f"systemd-analyze security --no-pager {AGENT}").stdout
     found = re.search(r"Overall exposure level for \S+: ([0-9.]+)", said)
     assert found is not None and float(found[1]) <= 2.0, said
+
+
+def test_that_its_log_is_in_the_journal_by_priority(box: Booted) -> None:
+    """Each line one JSON object with an event of the vocabulary."""
+    lines = box.shell(f"journalctl -b -o json _SYSTEMD_UNIT={AGENT}").stdout.splitlines()
+    entries = [json.loads(line) for line in lines]
+    told = [(json.loads(one["MESSAGE"]), int(one["PRIORITY"])) for one in entries if one["MESSAGE"][0] == "{"]
+    assert len(told) == len(entries) > 10
+    assert {event["event"] for event, _ in told} <= EVENTS.keys()
+    assert {"agent_started", "site_enrolled"} <= {event["event"] for event, _ in told}
+    assert all(priority == PRIORITIES[event["level"]] for event, priority in told)
+
+
+def test_that_timesyncd_is_told_of_the_networks_time_servers(box: Booted) -> None:
+    """In the words in which it reads its settings: it does not run where it cannot set a clock."""
+    wait_until("they are handed over", lambda: int(box.shown(TIME, "ExecMainStartTimestampMonotonic")) > 0, 20)
+    assert box.shown(TIME, "Result") == "success"
+    said = box.shell("systemd-analyze cat-config systemd/timesyncd.conf").stdout
+    assert said.rstrip().splitlines()[-2:] == ["NTP=", f"NTP={TIME_SERVER}"], said
+
+
+def test_that_a_strongswan_in_the_way_is_told_of_and_not_fought(lab: Lab, box: Booted) -> None:
+    """By Debian's own unit. What the condition says to do is done."""
+    assert box.shown("strongswan.service", "UnitFileState") == "disabled"
+    box.shell("systemctl enable --now strongswan.service")
+
+    def told() -> str:
+        said: dict[str, Any] = json.loads(box.shell("cpe-agent status --json", check=False).stdout)
+        return "".join(one["reason"] for one in said["conditions"] if one["type"] == "CharonConflict")
+
+    wait_until("it is told of", told, 30, interval_s=0.5)
+    mend = re.search(r"`(systemctl disable --now strongswan\.service)`", told())
+    assert mend is not None, told()
+    assert box.shown("strongswan.service", "ActiveState") == "active" and _pings(lab)
+    box.shell(mend[1])
+    wait_until("it is told of no more", lambda: not told(), 30, interval_s=0.5)
+    wait_until("its status is good", lambda: box.shell("cpe-agent status", check=False).status == 0, UP_S)
+    assert box.shown("strongswan.service", "UnitFileState") == "disabled"
 
 
 def test_that_stopping_leaves_the_data_plane(lab: Lab, box: Booted) -> None:

@@ -36,7 +36,7 @@ def release(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(scope="module")
 def box(release: str) -> Iterator[Booted]:
-    files = tree.fetched(release, "cpe-controller")
+    files = tree.fetched(release)
     with Lab(ALONE, name=f"controller-{release}") as lab:
         booted = Booted(lab, ALONE.controller, files)
         try:

@@ -43,6 +43,19 @@ def test_what_an_installation_leaves(box: Path) -> None:
     assert "no agent is running" in tree.inside(box, "cpe-agent status", check=False)
 
 
+def test_that_a_strongswan_that_somebody_has_set_up_is_left_alone(release: str, tmp_path: Path) -> None:
+    box = tmp_path / "box"
+    tree.copy(tree.fetched(release), box)
+    settings = box / "etc/swanctl/conf.d"
+    settings.mkdir(parents=True)
+    (settings / "office.conf").write_text("connections { office { } }\n")
+    shutil.copy(tree.package(release), box / "root")
+    said = tree.inside(box, "apt install -y ./cpe-agent_*.deb")
+    assert "strongswan.service, which nobody has set up, is disabled" not in said
+    assert (box / "etc/systemd/system/multi-user.target.wants/strongswan.service").is_symlink()
+    shutil.rmtree(box)
+
+
 def test_that_an_upgrade_keeps_what_was_set(box: Path, release: str) -> None:
     following = tree.package(release, following=True)
     shutil.copy(following, box / "root")

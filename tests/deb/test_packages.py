@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import subprocess
 from pathlib import Path
 
@@ -67,11 +68,36 @@ def test_what_is_in_one(name: str, built: tuple[Path, ...], tmp_path: Path) -> N
     assert not any("__pycache__" in file or file.endswith(".pyc") for file in files)
     tree.run("dpkg-deb", "-x", str(deb), str(tmp_path))
     bill = json.loads((tmp_path / f"usr/share/doc/{name}/sbom.cdx.json").read_text())
-    assert bill["bomFormat"] == "CycloneDX" and len(bill["components"]) > 5
+    assert bill["bomFormat"] == "CycloneDX"
+    told = {(one["name"], one["version"]) for one in bill["components"]}
+    libraries = {
+        (re.sub(r"[-_.]+", "-", found["name"]).lower(), found["version"])
+        for found in map(_METADATA.match, files)
+        if found
+    }
+    assert len(told) > 5 and told == libraries
+    assert told <= _pinned(name.removeprefix("cpe-"))
+    needs = tree.run("dpkg-deb", "-f", str(deb), "Depends")
+    # Python of one version, for which the libraries in the package are.
+    assert re.search(r"python3 \(>= 3\.\d+\), python3 \(<< 3\.\d+\)", needs), needs
     if name == "cpe-agent":
+        assert {"charon-systemd", "nftables", "python3-nftables"} <= set(re.findall(r"[a-z][\w.+-]+", needs))
         settings = tmp_path / "etc/cpe-agent/agent.yaml"
         assert parse_settings(settings, settings.read_bytes()).enrols
         assert (tree.run("dpkg-deb", "-I", str(deb), "conffiles")).split() == ["/etc/cpe-agent/agent.yaml"]
+
+
+# A library's own directory of what it is.
+_METADATA = re.compile(r"\./usr/lib/cpe-\w+/(?P<name>[\w.]+)-(?P<version>[\w.]+)\.dist-info/METADATA$")
+
+
+def _pinned(package: str) -> set[tuple[str, str]]:
+    """Name and version of every library that the lock file of a package admits, each with the hashes of its files."""
+    text = (REPOSITORY / f"packaging/requirements/{package}.txt").read_text()
+    entries = [entry for entry in re.split(r"\n(?=[\w.-]+==)", text) if "==" in entry]
+    assert all("--hash=sha256:" in entry for entry in entries)
+    pinned = (re.match(r"(?:#.*\n)*([\w.-]+)==([\w.]+)", entry) for entry in entries)
+    return {(re.sub(r"[-_.]+", "-", found[1]).lower(), found[2]) for found in pinned if found}
 
 
 def _files(deb: Path) -> list[str]:

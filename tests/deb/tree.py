@@ -42,8 +42,7 @@ _MEND = (
 def main() -> None:
     run(str(REPOSITORY / "packaging" / "deb.sh"), "fetch", *TARGETS)
     for release in CODENAMES:
-        for name in NAMES:
-            print(f"test-deb: {fetched(release, name).relative_to(REPOSITORY)}", flush=True)
+        print(f"test-deb: {fetched(release).relative_to(REPOSITORY)}", flush=True)
 
 
 def package(release: str, name: str = "cpe-agent", *, arch: str = "amd64", following: bool = False) -> Path:
@@ -110,19 +109,22 @@ def unpack(tar: Path, tree: Path) -> None:
     run("tar", "-C", str(tree), "-xf", str(tar))
 
 
-def fetched(release: str, name: str = "cpe-agent") -> Path:
-    """A directory with a clean Debian whose apt has got what the package depends on; not to be changed."""
-    deb = package(release, name)
-    needs = run("dpkg-deb", "-f", str(deb), "Depends", "Recommends")
+def fetched(release: str) -> Path:
+    """A directory with a clean Debian whose apt has got what our packages depend on; not to be changed."""
+    debs = [package(release, name) for name in NAMES]
+    needs = "".join(run("dpkg-deb", "-f", str(deb), "Depends", "Recommends") for deb in debs)
 
     def fetch(tree: Path) -> None:
         unpack(clean(release), tree)
-        shutil.copy(deb, tree / "root")
+        for deb in debs:
+            shutil.copy(deb, tree / "root")
+        names = " ".join(f"./{deb.name}" for deb in debs)
         update = "apt-get -q -o APT::Update::Error-Mode=any update"
-        inside(tree, f"{update} && apt-get -qy --download-only install ./{deb.name}", network=True, mend=_MEND)
-        (tree / "root" / deb.name).unlink()
+        inside(tree, f"{update} && apt-get -qy --download-only install {names}", network=True, mend=_MEND)
+        for deb in debs:
+            (tree / "root" / deb.name).unlink()
 
-    return _kept(f"fetched-{release}-{name}", needs.encode(), fetch)
+    return _kept(f"fetched-{release}", needs.encode(), fetch)
 
 
 def installed(release: str) -> Path:
@@ -136,6 +138,13 @@ def installed(release: str) -> Path:
         (tree / "root" / "installed.log").write_text(inside(tree, "apt install -y ./cpe-agent_*.deb"))
 
     return _kept(f"installed-{release}", deb.read_bytes(), install)
+
+
+def left_installed(release: str) -> Path:
+    """What `installed` left, for whoever cannot make it: a guest has no network."""
+    found = [path for path in CACHE.glob(f"installed-{release}-*") if not path.name.endswith("-new")]
+    assert len(found) == 1, f"no Debian {release} with the package in {CACHE}: `make test-deb` makes it"
+    return found[0]
 
 
 def _kept(name: str, of: bytes, make: Callable[[Path], None]) -> Path:

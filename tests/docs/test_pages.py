@@ -17,7 +17,14 @@ import pytest
 from cpe_agent.arguments import parser as agent_parser
 from cpe_controller import arguments as controller_arguments
 from tests.docs.pages import PAGES, README, ROOT, TWIN, blocks, commands, spoken_of
-from tests.scenarios.documented import BY_OTHERS, HERE
+from tests.scenarios.documented import (
+    AT_A_BRANCH,
+    AT_A_CONTROLLER,
+    BY_OTHERS,
+    DAEMONS,
+    HERE,
+    TARGETS_BY_OTHERS,
+)
 
 _LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 _HEADING = re.compile(r"^(#+) ", re.MULTILINE)
@@ -53,6 +60,9 @@ def understood(words: list[str]) -> bool:
 def subcommands(parser: argparse.ArgumentParser) -> set[str]:
     [found] = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
     return set(found.choices)
+
+
+COMMANDS = subcommands(agent_parser()) | subcommands(controller_arguments._parser())
 
 
 def test_every_command_that_is_spoken_of_is_understood() -> None:
@@ -97,7 +107,36 @@ def test_every_command_to_be_typed_is_run() -> None:
     assert BY_OTHERS.keys() <= {command.text for command in typed}, "nobody is told to type these any more"
 
 
-@pytest.mark.parametrize("runner", sorted(set(BY_OTHERS.values())))
+def test_every_command_that_the_readme_speaks_of_is_run() -> None:
+    """Each way to write it: the command, and each of its options that is named there."""
+    typed = [command.text for page in PAGES for command in commands(page)]
+    run = {way for text in (*typed, *AT_A_BRANCH, *AT_A_CONTROLLER, *DAEMONS) for way in ways(text.split())}
+    unrun = [
+        " ".join(words)
+        for text in spoken_of(README, "cpe-agent", "cpe-controller")
+        for words in written(text)
+        if not set(ways(words)) <= run
+    ]
+    assert unrun == [], "nobody runs these: see tests/scenarios/documented.py"
+
+
+def ways(words: list[str]) -> Iterator[tuple[str, ...]]:
+    """Program and command, alone and with each option."""
+    programs = [at for at, word in enumerate(words) if word in ("cpe-agent", "cpe-controller")]
+    if programs:
+        told = [word for word in words[programs[0] :] if word != "--state"]
+        command = next((word for word in told[1:] if word in COMMANDS), "")
+        yield (told[0], command)
+        yield from ((told[0], command, word) for word in told if word.startswith("--"))
+
+
+def test_every_make_target_that_the_readme_speaks_of_is_run() -> None:
+    targets = {text.split()[1] for text in spoken_of(README, "make")}
+    typed = {words[1] for words in (text.split() for text in BY_OTHERS) if words[0] == "make"}
+    assert targets == typed | TARGETS_BY_OTHERS.keys()
+
+
+@pytest.mark.parametrize("runner", sorted({*BY_OTHERS.values(), *TARGETS_BY_OTHERS.values()}))
 def test_who_runs_the_others_is_there(runner: str) -> None:
     path, _, name = runner.partition("::")
     source = (ROOT / path).read_text()

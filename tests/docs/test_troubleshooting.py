@@ -43,6 +43,11 @@ def test_every_condition_has_an_entry_and_no_other() -> None:
     assert entries().keys() == found
 
 
+def test_every_entry_is_there_once() -> None:
+    names = [name for name, _ in _ENTRY.findall(PAGE.read_text() + "#")]
+    assert sorted(names) == sorted(set(names))
+
+
 def test_every_entry_says_what_to_do() -> None:
     assert [name for name, text in entries().items() if not re.search(r"\bDo:\s\S", text)] == []
 

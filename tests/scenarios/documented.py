@@ -44,6 +44,50 @@ BY_OTHERS = {
     "apt purge cpe-agent": "tests/deb/test_booted.py::test_that_purging_takes_the_keys_and_says_so",
     "apt install ./cpe-controller_*.deb": "tests/deb/test_controller.py::test_what_the_guide_begins_with",
 }
+# What pages speak of and tell nobody to type as it stands there, with what stands for something put in. Run in order:
+# at a branch, whose name is $SITE, and at a controller of a network that is in force.
+AT_A_BRANCH = (
+    "cpe-agent version",
+    "cpe-agent check",
+    "cpe-agent check /run/$SITE/agent.yaml",
+    "cpe-agent boot",
+    "cpe-agent status --all",
+    "cpe-agent status lte",
+    "timeout --preserve-status -s INT 3 cpe-agent status --watch",
+    "cpe-agent verify --json",
+    # As the controller hands it out: without the agent's own line about it.
+    "sed 1d /run/$SITE/state/document >another.json && cpe-agent plan another.json",
+    "cpe-agent capture 'PAIR' --seconds 1",
+)
+AT_A_CONTROLLER = (
+    "cpe-controller status",
+    "cpe-controller audit",
+    "sed -i 's/misses: 3/misses: 4/' network.yaml && cpe-controller diff network.yaml",
+    "cpe-controller cloud-init cloud",
+    "cpe-controller drain centre",
+    "cpe-controller undrain centre",
+    "cpe-controller rollout",
+    "cpe-controller cert van-1 --out .",
+    "cpe-controller apply network.yaml",
+    "cpe-controller rollback",
+    "cpe-controller rotate start",
+    "cpe-controller backup all.backup",
+    "cpe-controller --state restored restore all.backup",
+    "cpe-controller renew --root-key /var/lib/cpe-controller/root.key",
+)
+# What every lab has running.
+DAEMONS = ("cpe-agent run", "cpe-controller serve")
+# Targets of make that are spoken of: who has them run.
+TARGETS_BY_OTHERS = {
+    "bootstrap": "Makefile::check: bootstrap",
+    "check": "Makefile::test: check",
+    "fmt": "tests/scenarios/test_documented.py::test_make_fmt",
+    "bench": "tests/scenarios/test_documented.py::test_make_bench",
+    # These are tests themselves, of whole computers: by hand, each in a guest or in clean Debians.
+    "guest": "Makefile::guest: guest-bootstrap",
+    "test-deb": "Makefile::test-deb: guest-bootstrap",
+    "test-kernel": "Makefile::test-kernel: guest-bootstrap",
+}
 # Where there is no systemd, its unit's own command is run.
 SERVICE = "systemctl enable --now cpe-controller"
 TOKEN = "cpe1.eyJu..."

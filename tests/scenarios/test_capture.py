@@ -93,7 +93,11 @@ def test_that_silence_and_unknown_pairs_are_told(lab: Lab) -> None:
     unknown = command(lab, "van-1", "capture", pair[:-1])
     assert unknown.status == exits.BAD_DATA
     said = " ".join(unknown.stderr.split())
-    assert f"van-1 has no pair {pair[:-1]!r}: it has " in said and pair in said.partition(": it has ")[2]
+    assert f"van-1 has no pair {pair[:-1]!r}: it has " in said and f"'{pair}'" in said.partition(": it has ")[2]
+    # What a shell leaves of it when it was typed without quotes.
+    unquoted = command(lab, "van-1", "capture", pair.partition(">")[0])
+    assert unquoted.status == exits.BAD_DATA
+    assert "without quotes the shell takes what follows >" in " ".join(unquoted.stderr.split())
 
 
 @pytest.mark.parametrize("alive", [True, False])

@@ -13,16 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from tests.bench.__main__ import FILE
 from tests.docs.pages import ROOT, commands
 from tests.lab import provision, watch
 from tests.lab.container import Container, wait_until
 from tests.lab.lab import Lab
 from tests.lab.newcomer import make_new, new_token
 from tests.lab.running import find
-from tests.scenarios.documented import BY_OTHERS, SERVICE, UP_S, WORK, Alone, Sites
+from tests.scenarios.documented import AT_A_BRANCH, AT_A_CONTROLLER, BY_OTHERS, SERVICE, UP_S, WORK, Alone, Sites
 
 BOX = "hospital-1"
+OTHER = "van-1"
 DEMO_S = 240.0
+FIGURE = "start_to_in_sync_s"
 
 
 def typed_on(page: str) -> list[str]:
@@ -113,6 +116,54 @@ def test_the_operators_guide(sites: Sites) -> None:
         if text == "cpe-agent drain":
             assert "is drained now" in done.stdout
     assert not (lab.site(BOX).outside / "state/document").exists(), "the box is new"
+
+
+def test_what_the_readme_speaks_of_at_a_site(sites: Sites) -> None:
+    """A flow between people's machines all the while: `capture` has something to see."""
+    sites.settle(OTHER)
+    [pair] = [b.pairs[0] for b in watch.status(sites.lab, OTHER).bundles if b.name == "centre"]
+    with sites.lab.flow(f"{OTHER}-host", "centre-server", rate=20) as flow:
+        flow.wait_flowing(UP_S)
+        for text in AT_A_BRANCH:
+            sites.settle(OTHER)
+            done = sites.run(text.replace("PAIR", pair), OTHER)
+            assert done.status == 0 and done.stdout, (text, done)
+
+
+def test_what_the_readme_speaks_of_at_the_controller(alone: Alone) -> None:
+    for text in (
+        "cpe-controller init --name blood --address controller.example",
+        "cpe-controller apply network.yaml",
+        SERVICE,
+        *AT_A_CONTROLLER,
+    ):
+        done = alone.run(text)
+        assert done.status == 0, (text, done)
+
+
+def test_make_fmt() -> None:
+    """Of code that has its form: else it would be changed while it is tested."""
+    ruff = ROOT / ".venv/bin/ruff"
+    code = ["cpe_agent", "cpe_controller", "tests"]
+    for check in (["format", "--check"], ["check", "--select", "I"]):
+        found = subprocess.run([ruff, *check, *code], cwd=ROOT, capture_output=True, text=True, check=False)
+        assert found.returncode == 0, found.stdout
+    done = subprocess.run(["make", "fmt"], cwd=ROOT, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0 and "left unchanged" in done.stdout, done
+
+
+def test_make_bench() -> None:
+    """One figure, once. It is no measurement, beside other tests: what was measured before stays."""
+    kept = FILE.read_bytes() if FILE.exists() else None
+    try:
+        argv = ["make", "bench", f"BENCH={FIGURE}", "N=1"]
+        done = subprocess.run(argv, cwd=ROOT, capture_output=True, text=True, timeout=DEMO_S, check=False)
+        # 1: over its limit.
+        assert done.returncode in (0, 1) and FIGURE in done.stdout, done
+        assert FIGURE in FILE.read_text()
+    finally:
+        if kept is not None:
+            FILE.write_bytes(kept)
 
 
 def test_the_controllers_guide(alone: Alone) -> None:
