@@ -38,7 +38,7 @@ test: check ## check, then every test (some 15 minutes on two cores)
 guest-bootstrap: # also what an emulated computer with a kernel of its own needs
 	@packaging/bootstrap.sh guest
 
-test-kernel: guest-bootstrap ## the tests with the kernel's ESP, in an emulated computer unless this kernel has it; TESTS=ci for the short ones
+test-kernel: bootstrap ## the tests with the kernel's ESP, in an emulated computer unless this kernel has it; TESTS=ci for the short ones
 	@$(VENV)/python -m tests.guest.kernel_tests $(TESTS)
 
 guest: guest-bootstrap ## run CMD='...' under Debian's own kernel, in an emulated computer

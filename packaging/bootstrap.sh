@@ -1,13 +1,17 @@
 #!/bin/bash
 # Makes this checkout runnable on a Debian that has nothing but git and make: the Debian packages of apt-packages.txt, and a
 # virtual environment in .venv with the Python packages of setup.cfg. With the word "guest" also what an emulated computer
-# needs (apt-packages-guest.txt), with "deb" what building packages does (apt-packages-deb.txt). Says what it does; does nothing when all is there.
+# needs (apt-packages-guest.txt, and a kernel in build/guest), with "deb" what building packages does (apt-packages-deb.txt).
+# Says what it does; does nothing when all is there.
 set -euo pipefail
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 ROOT=$(dirname "$HERE")
 PACKAGES_FILE=$HERE/apt-packages.txt
 GUEST_PACKAGES_FILE=$HERE/apt-packages-guest.txt
+# The cloud flavour is a third of the size of the other one, and has all that a router needs but PPP.
+KERNEL_PACKAGE=linux-image-cloud-amd64
+KERNELS=$ROOT/build/guest
 FOR=${1:-}
 VENV=$ROOT/.venv
 STAMP=$VENV/.bootstrap-stamp
@@ -15,6 +19,8 @@ STAMP=$VENV/.bootstrap-stamp
 PYTHON=/usr/bin/python3
 
 LOCK=/run/cpe-agent-bootstrap.lock
+# A mirror that does not answer is told of in half a minute, not in many.
+APT=(apt-get -qq -o Acquire::Retries=1 -o Acquire::http::Timeout=15 -o Acquire::https::Timeout=15)
 
 POLICY=/usr/sbin/policy-rc.d
 POLICY_ASIDE=/usr/sbin/policy-rc.d.before-cpe-agent
@@ -76,7 +82,7 @@ restore_policy() {
 
 install_packages() {
     local missing=("$@") apt
-    apt=(apt-get -qq -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
+    apt=("${APT[@]}" -o Dpkg::Use-Pty=0 -o DPkg::Lock::Timeout=300)
     export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
 
     say "installing ${#missing[@]} Debian packages (up to two minutes): ${missing[*]}"
@@ -89,6 +95,28 @@ install_packages() {
     # Newly installed by us, so nobody configured it: it must not start at the next boot either.
     stay_off charon-systemd strongswan.service "${missing[@]}"
     stay_off prometheus prometheus.service "${missing[@]}"
+}
+
+# Of the guest's kernel there is one, the newest at the time: what is tested does not change with the mirror, and once it is
+# here nothing more is downloaded.
+kernel_is_here() { [ "$FOR" != guest ] || compgen -G "$KERNELS/linux-image-*.deb" >/dev/null; }
+
+# Downloaded and never installed: this machine's boot is left alone.
+download_kernel() {
+    say "downloading Debian's kernel for the guest (30 MB)"
+    fetch_kernel || { say "the package lists may be too old"; "${APT[@]}" update && fetch_kernel; } ||
+        fail "apt-get could not download the kernel that $KERNEL_PACKAGE depends on; its words are above."
+}
+
+fetch_kernel() {
+    local name
+    # What the name stands for is empty.
+    name=$(apt-cache depends --important "$KERNEL_PACKAGE" 2>/dev/null | sed -n 's/.*Depends: \(linux-image-.*\)/\1/p')
+    [ -n "$name" ] || return 1
+    rm -rf "$KERNELS/download" && mkdir -p "$KERNELS/download"
+    # Else apt would complain that its own user cannot write there.
+    (cd "$KERNELS/download" && "${APT[@]}" -o APT::Sandbox::User=root download "$name") || return 1
+    mv "$KERNELS/download/"linux-image-*.deb "$KERNELS/" && rmdir "$KERNELS/download"
 }
 
 stay_off() { # PACKAGE UNIT INSTALLED...
@@ -121,7 +149,7 @@ esac
 [ "$(id -u)" -eq 0 ] || fail "this needs root, for network namespaces and Debian packages: run it again as root."
 
 mapfile -t missing < <(missing_packages)
-if [ ${#missing[@]} -eq 0 ] && [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ]; then
+if [ ${#missing[@]} -eq 0 ] && kernel_is_here && [ -f "$STAMP" ] && [ "$(cat "$STAMP")" = "$(fingerprint)" ]; then
     exit 0
 fi
 
@@ -135,5 +163,6 @@ trap 'exit 130' INT
 trap 'exit 143' TERM HUP
 mapfile -t missing < <(missing_packages)
 [ ${#missing[@]} -eq 0 ] || install_packages "${missing[@]}"
+kernel_is_here || download_kernel
 if [ ! -f "$STAMP" ] || [ "$(cat "$STAMP")" != "$(fingerprint)" ]; then make_environment; fi
 say "ready"

@@ -1,7 +1,8 @@
 """Which kernel does the guest boot, and with which modules and first file system?
 
-Debian's own cloud kernel, downloaded with apt and unpacked, never installed: this machine's boot is left alone. Made
-once for each kernel version and for each change of the scripts here, in build/guest; five seconds and 190 MB.
+Debian's own cloud kernel, which `packaging/bootstrap.sh guest` has downloaded into build/guest; unpacked, never
+installed. Made there once for each kernel and for each change of the scripts here, without a network; five seconds and
+190 MB.
 """
 
 from __future__ import annotations
@@ -20,8 +21,6 @@ from pathlib import Path
 from tests.lab.container import REPOSITORY
 
 CACHE = REPOSITORY / "build" / "guest"
-# The cloud flavour is a third of the size of the other one, and has all that a router needs but PPP.
-META_PACKAGE = "linux-image-cloud-amd64"
 BUSYBOX = "/bin/busybox"
 # What is needed to see the first file of this machine; everything else is loaded from there.
 BOOT_MODULES = ("virtio_pci", "virtio_console", "virtiofs", "overlay", "qemu_fw_cfg", "virtio_rng")
@@ -48,58 +47,40 @@ class Image:
 
 
 def image() -> Image:
-    """The image for the newest kernel that apt knows; made if it is not there yet. Raises `ImageError`."""
-    try:
-        return _image()
-    except ImageError:
-        # apt's lists may be older than the mirror, which has the newest kernel only.
-        _run("apt-get", "-qq", "update")
-        return _image()
-
-
-def _image() -> Image:
-    package = _newest_package()
-    here = CACHE / package.replace("/", "_")
+    """The image of the kernel that was downloaded; made if it is not there yet. Raises `ImageError`."""
+    packages = sorted(CACHE.glob("linux-image-*.deb"), key=lambda path: path.stat().st_mtime_ns)
+    if not packages:
+        raise ImageError(f"there is no kernel in {CACHE}: make guest-bootstrap downloads one")
+    package = packages[-1]
+    here = CACHE / package.stem
     scripts = b"".join(path.read_bytes() for path in (_HERE / "first.sh", _HERE / "image.py"))
     found = Image(here / "vmlinux", here / f"first-{hashlib.sha256(scripts).hexdigest()[:12]}.cpio", here / "modules")
     if found.first.exists():
         return found
-    CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not found.modules.exists():
-            print(f"guest: unpacking {package} (once, a few seconds)", flush=True)
+            print(f"guest: unpacking {package.name} (once, a few seconds)", flush=True)
             _unpack(package, here)
         if not found.first.exists():
             _make_first(found)
     return found
 
 
-def _newest_package() -> str:
-    """As NAME=VERSION; that of the meta package's kernel."""
-    depends = _run("apt-cache", "depends", META_PACKAGE)
-    names = [line.split()[-1] for line in depends.splitlines() if "Depends: linux-image" in line]
-    if not names:
-        raise ImageError(f"apt knows no {META_PACKAGE}: run apt-get update")
-    policy = _run("apt-cache", "policy", names[0])
-    versions = [line.split()[-1] for line in policy.splitlines() if "Candidate:" in line]
-    return f"{names[0]}={versions[0]}"
-
-
-def _unpack(package: str, to: Path) -> None:
+def _unpack(package: Path, to: Path) -> None:
     with tempfile.TemporaryDirectory(dir=CACHE) as directory:
         work = Path(directory)
-        # Else apt would complain that its own user cannot write here.
-        _run("apt-get", "-qq", "-o", "APT::Sandbox::User=root", "download", package, cwd=work)
-        (deb,) = work.glob("*.deb")
-        _run("dpkg", "-x", str(deb), str(work / "tree"))
+        _run("dpkg", "-x", str(package), str(work / "tree"))
         (kernel,) = (work / "tree" / "boot").glob("vmlinuz-*")
-        (modules,) = (work / "tree" / "lib" / "modules").iterdir()
-        _run("depmod", "-b", str(work / "tree"), modules.name)
+        version = kernel.name.removeprefix("vmlinuz-")
+        # Which of the two has them depends on the release, of the kernel as of depmod.
+        if not (work / "tree" / "lib").exists():
+            (work / "tree" / "lib").symlink_to("usr/lib")
+        _run("depmod", "-b", str(work / "tree"), version)
         made = work / "made"
         made.mkdir()
         (made / "vmlinux").write_bytes(_uncompressed(kernel.read_bytes()))
-        shutil.move(modules, made / "modules")
+        shutil.move(work / "tree" / "lib" / "modules" / version, made / "modules")
         shutil.rmtree(to, ignore_errors=True)
         made.rename(to)
 
@@ -155,8 +136,7 @@ def _in_order(modules: Path) -> Iterator[Path]:
                 yield modules / each
 
 
-def _run(*argv: str, cwd: Path | None = None) -> str:
-    done = subprocess.run(argv, cwd=cwd, capture_output=True, text=True)
+def _run(*argv: str) -> None:
+    done = subprocess.run(argv, capture_output=True, text=True)
     if done.returncode != 0:
         raise ImageError(f"{' '.join(argv)}: {(done.stderr or done.stdout).strip()}")
-    return done.stdout

@@ -50,6 +50,9 @@ def main(argv: Sequence[str]) -> int:
         where = "ESP: they run here" if here else "no ESP: they run in a guest"
         print(f"kernel tests: this kernel has {where}", flush=True)
         if not here:
+            if subprocess.run([REPOSITORY / "packaging" / "bootstrap.sh", "guest"]).returncode != 0:
+                # Its words are above.
+                return DIED
             for code in ("cpe_agent", "cpe_controller", "tests"):
                 # Compiled there, each start would cost seconds more.
                 compileall.compile_dir(REPOSITORY / code, quiet=1)
@@ -83,8 +86,8 @@ def _run_all(here: bool) -> int:
 
 
 def _run(tests: Sequence[str], here: bool, limit_s: float) -> int:
-    # One after the other: the machine's two processors are the lab's.
-    command = [sys.executable, "-m", "pytest", "-q", "-rs", "--durations=8", *_WITHOUT, *tests]
+    # One after the other: the machine's two processors are the lab's. Each is named as it begins, should it hang.
+    command = [sys.executable, "-m", "pytest", "-v", "-rs", "--durations=8", *_WITHOUT, *tests]
     if here:
         return subprocess.run(command).returncode
     # Of setup.cfg, for one test.
