@@ -86,7 +86,7 @@ TARGETS_BY_OTHERS = {
     # These are tests themselves, of whole computers: by hand, each in a guest or in clean Debians.
     "guest": "Makefile::guest: guest-bootstrap",
     "test-deb": "Makefile::test-deb: guest-bootstrap",
-    "test-kernel": "Makefile::test-kernel: guest-bootstrap",
+    "test-kernel": "Makefile::test-kernel: bootstrap",
 }
 # Where there is no systemd, its unit's own command is run.
 SERVICE = "systemctl enable --now cpe-controller"
