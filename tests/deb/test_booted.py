@@ -95,6 +95,8 @@ def lab(release: str) -> Iterator[Lab]:
 @pytest.fixture(scope="module")
 def before(lab: Lab) -> str:
     """The box's network when nothing of ours is there."""
+    # The kernel asks for two seconds whether its own IPv6 addresses are anybody else's.
+    wait_until("its addresses are its own", lambda: "tentative" not in _network(lab), 20, interval_s=0.2)
     return _network(lab)
 
 
