@@ -44,7 +44,7 @@ test-kernel: bootstrap ## the tests with the kernel's ESP, in an emulated comput
 guest: guest-bootstrap ## run CMD='...' under Debian's own kernel, in an emulated computer
 	@$(VENV)/python -m tests.guest -- $(if $(CMD),"$$CMD",'uname -a')
 
-test-deb: guest-bootstrap ## build the packages twice; on clean Debians, booted, do all that an installer does (long)
+test-deb: bootstrap ## build the packages twice; on clean Debians, booted, do all that an installer does (long)
 	@packaging/bootstrap.sh deb
 	@$(VENV)/python -m tests.deb.tree
 	@CPE_DEB=1 $(VENV)/python -m pytest -v $(if $(TESTS),$(TESTS),tests/deb)

@@ -85,7 +85,7 @@ TARGETS_BY_OTHERS = {
     "bench": "tests/scenarios/test_documented.py::test_make_bench",
     # These are tests themselves, of whole computers: by hand, each in a guest or in clean Debians.
     "guest": "Makefile::guest: guest-bootstrap",
-    "test-deb": "Makefile::test-deb: guest-bootstrap",
+    "test-deb": "Makefile::test-deb: bootstrap",
     "test-kernel": "Makefile::test-kernel: bootstrap",
 }
 # Where there is no systemd, its unit's own command is run.
