@@ -12,7 +12,7 @@ from tests.lab import watch
 from tests.lab.lab import Lab
 from tests.lab.provision import provision
 from tests.lab.topology import SMALL
-from tests.scenarios.looking import BEST
+from tests.scenarios.looking import BEST, wait_at_rest
 
 START_S = 30.0
 # A dialler that was kept waiting asks again after at most some 15 s; then a path earns its failback.
@@ -78,10 +78,11 @@ def kernel_lab(small_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def wait_whole(lab: Lab, timeout_s: float = RECOVERY_S) -> None:
-    """Until every path is up and every bundle is on its best one."""
+    """Until every path is up and every bundle is on its best one, and on no other any more."""
     watch.wait_all_up(lab, timeout_s)
     for site, best in BEST.items():
         watch.wait_for(lab, site, "every bundle is on its best path", partial(_all_on, best), timeout_s)
+        wait_at_rest(lab, site)
 
 
 def forget_failures(lab: Lab) -> None:

@@ -21,7 +21,7 @@ from tests.lab.lab import CONTROLLER_STATE, Lab
 from tests.lab.pace import patience
 from tests.lab.provision import CONTROLLER_PORT
 from tests.scenarios.conftest import wait_whole
-from tests.scenarios.looking import ask_status, at_rest, data_plane
+from tests.scenarios.looking import ask_status, data_plane
 from tests.scenarios.publishing import publish, served
 
 SITE = "hospital-1"
@@ -43,7 +43,7 @@ FAULTS = {
 @pytest.mark.parametrize("fault", FAULTS)
 def test_that_a_controller_that_talks_nonsense_changes_nothing(lab: Lab, fault: str) -> None:
     wait_whole(lab)
-    before = at_rest(lab, SITE)
+    before = data_plane(lab, SITE)
     version = watch.status(lab, SITE).document_version
     with lab.flow("hospital-1-host", "centre-server") as flow:
         flow.wait_flowing(5)
@@ -73,7 +73,7 @@ def test_that_a_start_with_a_wrong_clock_and_no_controller_goes_on_as_before(lab
     ahead_s, condition = CLOCKS[clock]
     box = lab.site(SITE)
     wait_whole(lab)
-    before = at_rest(lab, SITE)
+    before = data_plane(lab, SITE)
     version = watch.status(lab, SITE).document_version
     try:
         with no_controller(lab), lab.flow("hospital-1-host", "centre-server") as flow:
