@@ -25,12 +25,15 @@ them. What comes later than the path's own patience then says that the path is a
 path that died while it was idle is found `WAKE_S` and `misses` - 1 quick rounds after it was asked.
 
 A path that stays down with an IKE_SA that charon still believes in is dialled anew (`dead`) after `REDIAL_AFTER_S`, so
-that a short gap of a single uplink heals by itself; the wait doubles while redialling does not help.
+that a short gap of a single uplink heals by itself; the wait doubles while redialling does not help. The first time it
+is at once if traffic waits for this path: it had fallen before the path that carried a bundle did, so it is no gap of
+both, and a hub that has lost its IKE_SAs (charon restarted) answers to new ones alone.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from enum import Enum
 
 import msgspec
@@ -38,6 +41,7 @@ import msgspec
 from cpe_agent.core import damping, window
 from cpe_agent.core.damping import Damping
 from cpe_agent.core.window import Figures, Sample
+from cpe_agent.model.dataplane import Bundle, Path
 
 RECOVER = 3
 PATIENCE_MIN_S = 0.05
@@ -149,16 +153,25 @@ class Track(msgspec.Struct, frozen=True):
         """How long it must have been well before traffic returns to it."""
         return damping.hold_s(self.falls, failback_s)
 
-    def next_deadline(self) -> float:
-        """When `tick` has something to say at the earliest; inf if never."""
+    def next_deadline(self, awaited: bool = False) -> float:
+        """When `tick` or `dead` has something to say at the earliest; inf if never."""
         earliest = math.inf
         patience_s = self.patience_s
         for round_ in self.rounds.values():
             if not round_.missed:
                 earliest = min(earliest, max(round_.sent_at + patience_s, round_.until))
-        if self.state is State.DOWN and self.ike is not None:
-            earliest = min(earliest, max(self.since, self.ike_since) + self.redial_after_s)
-        return earliest
+        return min(earliest, self.dead_at(awaited))
+
+    def dead_at(self, awaited: bool = False) -> float:
+        """When its IKE_SA is to be replaced rather than waited for; inf while it is not down, or has none.
+
+        `awaited`: traffic waits for it.
+        """
+        if self.state is not State.DOWN or self.ike is None:
+            return math.inf
+        if awaited and self.reason == "probes" and self.ike_since < self.since:
+            return self.since
+        return max(self.since, self.ike_since) + self.redial_after_s
 
 
 def sent(track: Track, sequence: int, now: float, interval_s: float = 0.0, extra: bool = False) -> Track:
@@ -271,13 +284,26 @@ def facts(track: Track, ike: int | None, link_up: bool, now: float) -> Track:
     return track
 
 
-def dead(track: Track, now: float) -> bool:
+def dead(track: Track, now: float, awaited: bool = False) -> bool:
     """Is the path's IKE_SA to be replaced rather than waited for?"""
-    return (
-        track.state is State.DOWN
-        and track.ike is not None
-        and now >= max(track.since, track.ike_since) + track.redial_after_s
-    )
+    return now >= track.dead_at(awaited)
+
+
+def awaited_paths(
+    bundles: Iterable[Bundle], active: Mapping[str, Path | None], tracks: Mapping[Path, Track]
+) -> frozenset[Path]:
+    """Paths that traffic waits for: they had fallen before the path that carries a bundle did (`active`), and the
+    bundle has none that is up."""
+    carrying = set(active.values())
+    found: set[Path] = set()
+    for bundle in bundles:
+        fallen = active.get(bundle.name)
+        if fallen is None or fallen not in tracks or tracks[fallen].state is not State.DOWN:
+            continue
+        known = {path: tracks[path] for path in bundle.paths if path in tracks}
+        if all(track.state is not State.UP for track in known.values()):
+            found |= {path for path, track in known.items() if track.since < tracks[fallen].since}
+    return frozenset(found - carrying)
 
 
 def redialled(track: Track) -> Track:

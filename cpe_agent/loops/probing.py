@@ -66,6 +66,7 @@ class Probing:
         self._active: frozenset[Path] = frozenset()
         self._doubts: dict[Path, Doubt] = {}
         self._quick: frozenset[Path] = frozenset()
+        self._awaited: frozenset[Path] = frozenset()
         self._nap = trio.CancelScope()
         self._dead: set[int] = set()
         self._published: Mapping[Path, tuple[State, bool, bool, float, str]] = {}
@@ -133,7 +134,7 @@ class Probing:
         while True:
             now = trio.current_time()
             for path, lane in self._lanes.items():
-                if self.tracks[path].next_deadline() <= now:
+                if self.tracks[path].next_deadline(path in self._awaited) <= now:
                     self._judge(path, now)
                 regular, extra = self._due(lane, now)
                 if min(regular, extra) <= now:
@@ -152,9 +153,13 @@ class Probing:
 
     def _next(self, now: float) -> float:
         self._quick = self._to_ask(now)
+        plan = self._cells.plan.value
+        bundles = plan.dataplane.bundles if plan else ()
+        self._awaited = health.awaited_paths(bundles, self._cells.active.value, self.tracks)
         earliest = math.inf
         for path, lane in self._lanes.items():
-            earliest = min(earliest, self.tracks[path].next_deadline(), *self._due(lane, now))
+            deadline = self.tracks[path].next_deadline(path in self._awaited)
+            earliest = min(earliest, deadline, *self._due(lane, now))
         return earliest
 
     def _to_ask(self, now: float) -> frozenset[Path]:
@@ -231,7 +236,7 @@ class Probing:
             lost = judged.missed_at == now
             gaps = judged.figures(now).gaps if lost or judged.missed_in_row else 0
             self._doubts[path] = doubt.step(before, judged.missed_in_row, judged.misses, gaps, now, lost)
-        if health.dead(judged, now) and judged.ike not in self._dead and judged.ike is not None:
+        if health.dead(judged, now, path in self._awaited) and judged.ike not in self._dead and judged.ike is not None:
             self._dead.add(judged.ike)
             # From now on the path has no IKE_SA, whatever charon still believes.
             judged = health.facts(health.redialled(judged), None, judged.link_up, now)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from itertools import pairwise
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -17,6 +18,7 @@ from cpe_agent.core.health import (
     State,
     Track,
     answered,
+    awaited_paths,
     dead,
     facts,
     redialled,
@@ -24,6 +26,7 @@ from cpe_agent.core.health import (
     tick,
 )
 from cpe_agent.core.window import Figures
+from cpe_agent.model.dataplane import Bundle, Path
 
 MISSES = 3
 RTT_S = 0.02
@@ -210,7 +213,48 @@ def test_a_path_is_given_up_after_a_while_and_later_each_time() -> None:
 
 def test_nothing_alive_is_dead() -> None:
     for track in (dialled(), up(), down("ike")):
-        assert not dead(track, 1e9)
+        assert not dead(track, 1e9) and not dead(track, 1e9, awaited=True)
+
+
+def test_that_a_path_that_traffic_waits_for_is_given_up_at_once_and_once() -> None:
+    track = down()
+    assert track.next_deadline(awaited=True) == track.since and dead(track, track.since, awaited=True)
+    track = facts(facts(redialled(track), None, True, track.since), 2, True, 20.0)
+    assert not dead(track, 20.0, awaited=True), "the new one has its time"
+    assert track.next_deadline(awaited=True) == track.next_deadline() > 20.0
+    lost = down("link")
+    assert not dead(facts(lost, 1, True, lost.since + 0.1), lost.since + 0.1, awaited=True), "its hub still knows it"
+
+
+ONE, OTHER, THIRD = (Path(uplink, "centre", "wan") for uplink in ("wired", "lte", "sat"))
+BUNDLE = Bundle("centre", "traffic-centre", (ONE, OTHER, THIRD), ())
+
+
+def fallen(at: float) -> Track:
+    return msgspec.structs.replace(down(), since=at)
+
+
+@pytest.mark.parametrize(
+    ("active", "one", "other", "awaited"),
+    [
+        (ONE, fallen(9), fallen(8), {OTHER, THIRD}),
+        (ONE, fallen(9), fallen(9), {THIRD}),  # a gap of both, or a pause of our own
+        (ONE, fallen(8), fallen(9), {THIRD}),
+        (ONE, up(), fallen(8), set()),
+        (ONE, fallen(9), up(), set()),  # traffic goes there
+        (OTHER, fallen(8), fallen(9), {ONE, THIRD}),
+        (None, fallen(9), fallen(8), set()),  # it never had any
+    ],
+)
+def test_which_paths_traffic_waits_for(active: Path | None, one: Track, other: Track, awaited: set[Path]) -> None:
+    tracks = {ONE: one, OTHER: other, THIRD: fallen(7)}
+    assert awaited_paths([BUNDLE], {"centre": active}, tracks) == awaited
+
+
+def test_that_what_carries_another_bundle_is_not_given_up_for_this_one() -> None:
+    second = msgspec.structs.replace(BUNDLE, name="second")
+    tracks = {ONE: fallen(9), OTHER: fallen(8), THIRD: fallen(7)}
+    assert awaited_paths([BUNDLE, second], {"centre": ONE, "second": OTHER}, tracks) == {THIRD}
 
 
 def idle(now: float = 60.0) -> Track:

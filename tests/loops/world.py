@@ -162,7 +162,10 @@ class World:
             return False
         if target == hub.endpoint.ready_address and hub.name in self.unready:
             return False
-        return any(self._probes(sa, f"{uplink}.{hub.name}.wan") for sa in self.charon.ike_sas())
+        return self._has_probe(f"{uplink}.{hub.name}.wan")
+
+    def _has_probe(self, stem: str) -> bool:
+        return any(self._probes(sa, stem) for sa in self.charon.ike_sas())
 
     def _lost(self, uplink: str) -> bool:
         loss = self.loss.get(uplink, 0.0)
