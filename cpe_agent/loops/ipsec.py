@@ -24,7 +24,8 @@ log = get_logger()
 BACKSTOP_S = 10.0
 RETRY_S = 1.0
 # A hub's charon changes the kernel all day: so many comparisons in a second and no more and, where a listing takes
-# long, no more of the time than a fifth.
+# long, no more of the time than a fifth. A look that the last one has asked for comes in its time: a failover may wait
+# for what it decides.
 SPACING_S = 0.25
 REST = 4.0
 
@@ -63,7 +64,8 @@ async def keep_ipsec(cells: Cells, port: IpsecPort, charon: TunnelPort, routes: 
                     log.warning("ipsec_broken", ike_sas=len(found.broken))
                 cells.broken.set(found.broken)
                 seen, wake_at = found.seen, math.inf if found.wake_at is None else found.wake_at
-            await trio.sleep(max(SPACING_S, REST * (trio.current_time() - began)))
+            now = trio.current_time()
+            await trio.sleep(max(SPACING_S, min(REST * (now - began), wake_at - now)))
 
 
 async def _watch(port: IpsecPort, bell: Bell, routes: Bell) -> None:
