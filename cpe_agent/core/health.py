@@ -12,6 +12,7 @@ path up. What is known for certain (no IKE_SA, no link, no address, no gateway) 
 | up      | `misses` rounds missed in a row          | down      | fell: `stable_since` anew, `falls` counts one     |
 | up      | IKE_SA gone, link lost                   | down      | fell; but charon's late word is no second fall    |
 | down    | `RECOVER` rounds answered in a row       | up        | hysteresis                                        |
+| down    | a round answered in a new IKE_SA         | up        | its handshake was two round trips                 |
 | unknown | IKE_SA gone                              | unknown   | it is still being dialled for the first time      |
 | any     | answer to a round already counted missed | as above  | late is not lost: the patience grows with it      |
 | any     | an extra round missed                    | no change | it measures a path in doubt: loss only            |
@@ -26,8 +27,8 @@ path that died while it was idle is found `WAKE_S` and `misses` - 1 quick rounds
 
 A path that stays down with an IKE_SA that charon still believes in is dialled anew (`dead`) after `REDIAL_AFTER_S`, so
 that a short gap of a single uplink heals by itself; the wait doubles while redialling does not help. The first time it
-is at once if traffic waits for this path: it had fallen before the path that carried a bundle did, so it is no gap of
-both, and a hub that has lost its IKE_SAs (charon restarted) answers to new ones alone.
+is `AWAITED_S` for a path that carries nothing while traffic has nowhere to go: its hub may have lost the IKE_SA (its
+charon was restarted) and answers to a new one alone.
 """
 
 from __future__ import annotations
@@ -56,6 +57,8 @@ FORGET_S = WAKE_S + 1
 # charon gives an exchange up after about 10 s: an IKE_SA that goes so soon after a fall went with it.
 LATE_WORD_S = 30.0
 REDIAL_AFTER_S = 1.0
+# What is only late has come by then.
+AWAITED_S = 0.3
 REDIAL_AFTER_MAX_S = 30.0
 
 
@@ -165,12 +168,12 @@ class Track(msgspec.Struct, frozen=True):
     def dead_at(self, awaited: bool = False) -> float:
         """When its IKE_SA is to be replaced rather than waited for; inf while it is not down, or has none.
 
-        `awaited`: traffic waits for it.
+        `awaited`: one of `awaited_paths`.
         """
         if self.state is not State.DOWN or self.ike is None:
             return math.inf
         if awaited and self.reason == "probes" and self.ike_since < self.since:
-            return self.since
+            return self.since + AWAITED_S
         return max(self.since, self.ike_since) + self.redial_after_s
 
 
@@ -213,7 +216,8 @@ def answered(track: Track, sequence: int, from_ready: bool, rtt_s: float, now: f
         )
     state, since, reason, redials = track.state, track.since, track.reason, track.redials
     in_row = track.answered_in_row + 1
-    risen = state is State.UNKNOWN or (state is State.DOWN and in_row >= RECOVER)
+    enough = 1 if track.ike_since > track.since else RECOVER
+    risen = state is State.UNKNOWN or (state is State.DOWN and in_row >= enough)
     if risen and track.ike is not None and track.link_up:
         state, since, reason, redials = State.UP, now, "", 0
     srtt_s, rttvar_s, samples = _measured(track, found, rtt_s)
@@ -292,17 +296,15 @@ def dead(track: Track, now: float, awaited: bool = False) -> bool:
 def awaited_paths(
     bundles: Iterable[Bundle], active: Mapping[str, Path | None], tracks: Mapping[Path, Track]
 ) -> frozenset[Path]:
-    """Paths that traffic waits for: they had fallen before the path that carries a bundle did (`active`), and the
-    bundle has none that is up."""
+    """Paths that carry nothing, of bundles of which none is up, though one has been (`active`)."""
     carrying = set(active.values())
     found: set[Path] = set()
     for bundle in bundles:
         fallen = active.get(bundle.name)
         if fallen is None or fallen not in tracks or tracks[fallen].state is not State.DOWN:
             continue
-        known = {path: tracks[path] for path in bundle.paths if path in tracks}
-        if all(track.state is not State.UP for track in known.values()):
-            found |= {path for path, track in known.items() if track.since < tracks[fallen].since}
+        if not any(path in tracks and tracks[path].state is State.UP for path in bundle.paths):
+            found.update(bundle.paths)
     return frozenset(found - carrying)
 
 

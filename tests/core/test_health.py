@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from cpe_agent.core import health
 from cpe_agent.core.health import (
+    AWAITED_S,
     RECOVER,
     REDIAL_AFTER_S,
     WAKE_S,
@@ -112,7 +113,13 @@ def test_answers_alone_do_not_raise_what_is_certainly_down(reason: str) -> None:
         track = hit(track, sequence, float(sequence))
     assert track.state is State.DOWN
     track = facts(track, 2, True, 30.0)
-    for sequence in range(30, 30 + RECOVER):
+    assert track.state is State.DOWN
+    assert hit(track, 30, 30.0).state is State.UP, "with its handshake that is three round trips"
+
+
+def test_that_the_ike_sa_in_which_it_fell_earns_trust_again() -> None:
+    track = facts(facts(down("link"), 1, False, 3.0), 1, True, 4.0)
+    for sequence in range(10, 10 + RECOVER):
         assert track.state is State.DOWN
         track = hit(track, sequence, float(sequence))
     assert track.state is State.UP
@@ -216,44 +223,41 @@ def test_nothing_alive_is_dead() -> None:
         assert not dead(track, 1e9) and not dead(track, 1e9, awaited=True)
 
 
-def test_that_a_path_that_traffic_waits_for_is_given_up_at_once_and_once() -> None:
+def test_that_a_path_that_traffic_waits_for_is_given_up_sooner_and_once() -> None:
     track = down()
-    assert track.next_deadline(awaited=True) == track.since and dead(track, track.since, awaited=True)
-    track = facts(facts(redialled(track), None, True, track.since), 2, True, 20.0)
-    assert not dead(track, 20.0, awaited=True), "the new one has its time"
-    assert track.next_deadline(awaited=True) == track.next_deadline() > 20.0
+    sooner = track.since + AWAITED_S
+    assert track.next_deadline(awaited=True) == sooner < track.next_deadline()
+    assert dead(track, sooner, awaited=True) and not dead(track, sooner - 0.01, awaited=True)
+    track = facts(facts(redialled(track), None, True, sooner), 2, True, 20.0)
+    assert not dead(track, 20.0 + AWAITED_S, awaited=True), "the new one has its time"
+    assert track.next_deadline(awaited=True) == track.next_deadline()
     lost = down("link")
-    assert not dead(facts(lost, 1, True, lost.since + 0.1), lost.since + 0.1, awaited=True), "its hub still knows it"
+    back = facts(lost, 1, True, lost.since + 0.1)
+    assert not dead(back, lost.since + AWAITED_S, awaited=True), "its hub still knows it"
 
 
 ONE, OTHER, THIRD = (Path(uplink, "centre", "wan") for uplink in ("wired", "lte", "sat"))
 BUNDLE = Bundle("centre", "traffic-centre", (ONE, OTHER, THIRD), ())
 
 
-def fallen(at: float) -> Track:
-    return msgspec.structs.replace(down(), since=at)
-
-
 @pytest.mark.parametrize(
     ("active", "one", "other", "awaited"),
     [
-        (ONE, fallen(9), fallen(8), {OTHER, THIRD}),
-        (ONE, fallen(9), fallen(9), {THIRD}),  # a gap of both, or a pause of our own
-        (ONE, fallen(8), fallen(9), {THIRD}),
-        (ONE, up(), fallen(8), set()),
-        (ONE, fallen(9), up(), set()),  # traffic goes there
-        (OTHER, fallen(8), fallen(9), {ONE, THIRD}),
-        (None, fallen(9), fallen(8), set()),  # it never had any
+        (ONE, down(), down(), {OTHER, THIRD}),
+        (OTHER, down(), down(), {ONE, THIRD}),
+        (ONE, up(), down(), set()),
+        (ONE, down(), up(), set()),  # traffic goes there
+        (None, down(), down(), set()),  # it never had any
     ],
 )
 def test_which_paths_traffic_waits_for(active: Path | None, one: Track, other: Track, awaited: set[Path]) -> None:
-    tracks = {ONE: one, OTHER: other, THIRD: fallen(7)}
+    tracks = {ONE: one, OTHER: other, THIRD: down()}
     assert awaited_paths([BUNDLE], {"centre": active}, tracks) == awaited
 
 
 def test_that_what_carries_another_bundle_is_not_given_up_for_this_one() -> None:
     second = msgspec.structs.replace(BUNDLE, name="second")
-    tracks = {ONE: fallen(9), OTHER: fallen(8), THIRD: fallen(7)}
+    tracks = {ONE: down(), OTHER: down(), THIRD: down()}
     assert awaited_paths([BUNDLE, second], {"centre": ONE, "second": OTHER}, tracks) == {THIRD}
 
 

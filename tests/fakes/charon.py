@@ -55,6 +55,7 @@ class _Sa:
     initiator: bool
     established: bool = False
     ending: bool = False
+    creating: bool = False
     waiting_since: float | None = None  # for a peer that is silent
     children: dict[int, ChildSa] = field(default_factory=dict)
     configs: dict[int, Child] = field(default_factory=dict)  # what each child was initiated with
@@ -68,6 +69,7 @@ class FakeCharon:
         self.peer = peer
         self.answers: dict[str, Answer] = {}
         self.kept_busy: set[int] = set()  # IKE_SAs, by unique id, in which some other exchange is under way
+        self.forgotten: set[int] = set()  # and those that the peer has lost: nothing in them is answered
         self.applied: list[TunnelOp] = []
         self.hung = False
         self.running = True
@@ -190,10 +192,11 @@ class FakeCharon:
             self._sas[sa.unique_id] = sa
         elif config in sa.configs.values():
             return  # a double is judged by what was asked for, not by what was agreed
-        answer = self._answer(connection.stem)
+        answer = Answer.SILENT if self._silent(sa) else self._answer(connection.stem)
         if not self._credentials:
             answer = Answer.REFUSE
         if answer is Answer.SILENT:
+            sa.creating = sa.established
             sa.waiting_since = trio.current_time() if sa.waiting_since is None else sa.waiting_since
             return
         accepted = answer is Answer.ACCEPT
@@ -277,7 +280,7 @@ class FakeCharon:
         return self.answers.get(stem, Answer.ACCEPT)
 
     def _silent(self, sa: _Sa) -> bool:
-        return self._answer(sa.connection.stem) is Answer.SILENT
+        return sa.unique_id in self.forgotten or self._answer(sa.connection.stem) is Answer.SILENT
 
     def _establish(self, sa: _Sa) -> None:
         sa.waiting_since = None
@@ -323,6 +326,7 @@ class FakeCharon:
             remote_id=ike.remote_id,
             remote_host=ike.remote_addrs[0] if ike.remote_addrs else "",
             busy=sa.waiting_since is not None or sa.unique_id in self.kept_busy,
+            creating=sa.creating,
             children=tuple(
                 msgspec.structs.replace(child, young=trio.current_time() - sa.installed_at[spi] < YOUNG_S)
                 for spi, child in sa.children.items()
