@@ -366,8 +366,8 @@ events = st.lists(
 
 
 @settings(max_examples=300, deadline=None)
-@given(events, st.integers(1, 5))
-def test_no_deadline_is_ever_in_the_past(script: list[tuple[str, float, int]], misses: int) -> None:
+@given(events, st.integers(1, 5), st.booleans())
+def test_no_deadline_is_ever_in_the_past(script: list[tuple[str, float, int]], misses: int, awaited: bool) -> None:
     track, now, sequence, ike = Track(misses), 0.0, 0, 0
     for what, wait, back in script:
         now += wait
@@ -386,9 +386,9 @@ def test_no_deadline_is_ever_in_the_past(script: list[tuple[str, float, int]], m
                 track = facts(track, track.ike, what == "link", now)
         before = track
         track = tick(track, now)
-        if dead(track, now):
+        if dead(track, now, awaited):
             track = facts(redialled(track), None, track.link_up, now)
-        assert track.next_deadline() > now
+        assert track.next_deadline(awaited) > now
         assert tick(track, now) == track, "a second look at the same time sees nothing new"
         assert (track.state is State.UP) <= (track.ike is not None and track.link_up)
         figures = track.figures(now)
