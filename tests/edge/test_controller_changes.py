@@ -58,7 +58,7 @@ async def test_lines_are_found_however_the_bytes_arrive(tls: Tls) -> None:
 
 
 @pytest.mark.parametrize("how", ["before the headers", "after a line", "dripping"])
-async def test_silence(tls: Tls, how: str) -> None:
+async def test_silence(tls: Tls, how: str, autojump_clock: trio.testing.MockClock) -> None:
     async def answer(stream: Stream) -> None:
         if how == "before the headers":
             await trio.sleep_forever()
