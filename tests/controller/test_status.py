@@ -18,7 +18,7 @@ from cpe_controller.commands import answering
 from cpe_controller.fleet import NEAR_EXPIRY_S, SILENT_S, State, fleet
 from cpe_controller.reports import Contact, Rejected, Report, Said, Taken
 from cpe_controller.standing import Standing
-from tests.controller.conftest import Served, serving
+from tests.controller.conftest import ANSWERED_S, Served, serving
 
 NOW = 1_000_000.0
 OFFERED = (1, 3)
@@ -75,7 +75,7 @@ SAID = {
 
 def _until(seen: Callable[[], bool]) -> None:
     """The server writes once a second."""
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + ANSWERED_S
     while not seen():
         assert time.monotonic() < deadline
         time.sleep(0.05)
