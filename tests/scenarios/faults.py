@@ -12,6 +12,7 @@ import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import vici
@@ -286,9 +287,15 @@ def _delete_a_block(_lab: Lab, site: RunningSite, chance: random.Random) -> None
 
 
 def _another_document(lab: Lab, _site: RunningSite, _chance: random.Random) -> None:
-    """Without one service, and at once the first again."""
+    """Without one service, and at once the first again. Returns when all have rules for that: it takes a second until a
+    document is offered, and the next fault is not to be measured by it."""
     provision.apply(lab, network_yaml(lab.network, services_without_permit=1))
-    provision.apply(lab, provision.network_yaml(lab.network))
+    for name, version in provision.apply(lab, provision.network_yaml(lab.network)).items():
+        watch.wait_for(lab, name, "has its rules by the newest document", partial(_obeys, version), DIAL_MS / 1000)
+
+
+def _obeys(version: int, report: Status) -> bool:
+    return (report.document_version or 0) >= version and _has_rules(report)
 
 
 FAULTS: tuple[Fault, ...] = (
