@@ -133,6 +133,7 @@ class Reconciler:
                 if not self._only_rules_differ(plan):
                     self._routes_target.asked()
                     self._tunnels_target.asked()
+                self._cells.in_hand.set(plan)
             self._links_target.seen(not hindering(plan.conditions))
             opening: Sequence[FirewallOp] = ()
             # Until the rules were looked at nobody knows that the door is locked, and routes would stop forwarding.

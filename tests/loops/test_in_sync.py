@@ -129,6 +129,28 @@ async def test_another_document_is_not_in_sync_before_it_is_carried_out(autojump
         assert (False, True) not in seen
 
 
+async def test_nor_one_that_comes_while_something_else_is_carried_out(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(5)
+        world.kernel_takes_s = 0.5
+        # The loop of rules and routes is in the middle of a pass when the plan changes.
+        agent.cells.own_uplink.set("lte")
+        await trio.sleep(0.1)
+        document = branch(version=9, site_address="10.255.101.9")
+        world.publish(document)
+        seen = []
+        for _ in range(500):
+            await trio.sleep(0.01)
+            if agent.cells.document.value == document:
+                report = await agent.status()
+                held = document.site_address in str((await world.routes.read()).addresses)
+                seen.append((held, all(target.in_sync for target in report.targets)))
+        assert (False, False) in seen and seen[-1] == (True, True)
+        assert (False, True) not in seen
+
+
 async def test_an_uplink_that_is_gone_is_told_of_the_links(autojump_clock: MockClock) -> None:
     world = World()
     world.publish(branch())
