@@ -107,8 +107,9 @@ def carried(bundle: str, *, uplink: str | None = None, peer: str | None = None) 
         active = active_path(report, bundle)
         if active is None:
             return False
-        path = next(path for path in report.paths if path.path == active)
-        return uplink in (None, path.uplink) and peer in (None, path.peer)
+        # A path that has just gone may carry it for one report more.
+        paths = (path for path in report.paths if path.path == active)
+        return any(uplink in (None, path.uplink) and peer in (None, path.peer) for path in paths)
 
     return predicate
 
