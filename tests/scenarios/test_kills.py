@@ -23,7 +23,7 @@ KILLS = int(os.environ.get("KILLS", "10"))
 SEED = int(os.environ.get("SEED", random.SystemRandom().randrange(1_000_000)))
 # It takes half a second until a document is offered, and then some four seconds until it is confirmed.
 MOMENT_MIN_S, SOON_S, TRIAL_S = 0.4, 0.8, 5.0
-START_S = 15.0
+START_S = 30.0
 CONFIRMED_S = 40.0
 
 

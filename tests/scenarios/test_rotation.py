@@ -34,6 +34,9 @@ BACK_S = 40.0
 RENEWED_S = 30.0
 DIALLED_S = 40.0
 
+# A root is rotated in some thirty steps, and each agent is started anew four times.
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
