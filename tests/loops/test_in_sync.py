@@ -165,6 +165,19 @@ async def test_an_uplink_that_is_gone_is_told_of_the_links(autojump_clock: MockC
         assert await _out_of_sync(agent) == set()
 
 
+async def test_that_a_look_is_not_put_off_by_news_of_something_else(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(5)
+        # Nobody tells of it.
+        world.routes.foreign_routes.add(Route(15500, "10.20.0.0/24", "wired", metric=100))
+        for _ in range(3):
+            await trio.sleep(4)
+            world.firewall.change(world.firewall.table)
+        assert await _out_of_sync(agent) == {"routes"} == await _verified(agent)
+
+
 async def test_what_others_put_in_our_way_is_told_and_left_alone(autojump_clock: MockClock) -> None:
     world = World()
     world.publish(branch())
