@@ -139,8 +139,10 @@ class Flow:
 
     def stop(self) -> FlowResult:
         """End it and say what was lost. Waits for packets under way, by `linger_ms`."""
-        for process, _ in self._ends:
-            process.signal(signal.SIGTERM)
+        # No end stops listening before all have stopped sending, however long that takes here.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            for process, _ in self._ends:
+                process.signal(number)
         client, *servers = (_outcome(self.name, process, log, self._linger_s + 15) for process, log in self._ends)
         self._result = FlowResult(up=join(client, all_heard(servers)), down=join(all_sent(servers), client))
         return self._result
