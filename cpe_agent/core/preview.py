@@ -13,6 +13,7 @@ from enum import Enum
 import msgspec
 
 from cpe_agent.core import firewall, routes, tunnels
+from cpe_agent.core.carried import carrying
 from cpe_agent.core.compile import with_active
 from cpe_agent.core.verify import structure
 from cpe_agent.core.verify_tunnels import connection_differences
@@ -132,7 +133,7 @@ def _tunnels(wanted: Dataplane, charon: Charon, to_the_end: bool) -> list[Operat
 
 def _active(wanted: Dataplane, charon: Charon) -> dict[str, Path | None]:
     """Where each bundle will be: where it is, else on its best path that is up, else on its best path."""
-    carried = tunnels.carrying(wanted.bundles, charon)
+    carried = carrying(wanted.bundles, charon)
     up = {stem_of(sa.connection) for sa in charon.ike_sas if sa.established}
     return {bundle.name: _best(bundle, carried.get(bundle.name), up) for bundle in wanted.bundles}
 

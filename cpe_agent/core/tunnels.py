@@ -10,10 +10,9 @@ which they matter. Theory of operation:
 - An IKE_SA belongs to a path by the stem in its connection's name, and to the present settings by the digest in it.
   One with other settings stays until its successor carries what it should (make before break).
 - A traffic child lives on its bundle's active path. The one left behind is ended only when the new one is installed;
-  at another hub when that one is no longer young. A server takes its time to answer, the answer comes to the hub that
-  the question came from, and without the child that hub has nowhere to send it. Of one hub's paths the newest child
-  takes the late answers too, so there is nothing to wait for. If the new hub falls within that time, its IKE_SA is
-  ended by force: the newest child would keep the traffic.
+  at another hub a moment later (`core.carried`). If the new hub falls within that time, its IKE_SA is ended by force:
+  the newest child would keep the traffic. If the bundle goes back within that time, what was kept is ended and started
+  anew, so that it is the newest again before the other is ended.
 - A trial child asks a bundle's servers on a path that does not carry it. It is there while it is wanted, no longer.
 - A dead IKE_SA (judged by probes) is ended by force, after the traffic has been started elsewhere; on its own path the
   traffic child comes first and the probe second. One that leaves an initiation of ours unanswered is dead too, whatever
@@ -27,12 +26,13 @@ which they matter. Theory of operation:
 from __future__ import annotations
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 
 import msgspec
 
+from cpe_agent.core.carried import Carried, config_of, find, newest_like
 from cpe_agent.core.selectors import uncovered
-from cpe_agent.model.dataplane import PROBE_CHILD, TRIAL_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
+from cpe_agent.model.dataplane import PROBE_CHILD, TRIAL_CHILD, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
 from cpe_agent.model.ops import (
     Initiate,
@@ -66,8 +66,6 @@ class Attempt(msgspec.Struct, frozen=True):
 
 
 Attempts = dict[tuple[str, str], Attempt]
-# Traffic children that are installed, whole, where they belong now: by name, where that is, and the newest there.
-Carrying = dict[str, tuple[Path, ChildSa]]
 
 
 class Step(msgspec.Struct, frozen=True):
@@ -87,11 +85,10 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
     by_stem: dict[str, list[IkeSa]] = {}
     for sa in observed.ike_sas:
         by_stem.setdefault(stem_of(sa.connection), []).append(sa)
-    carrying = _carrying(wanted, by_stem)
+    carried = find(wanted, observed.ike_sas)
     starts: list[tuple[bool, Initiate]] = []
     ends: list[TunnelOp] = []
-    late = _late(wanted, observed.ike_sas, carrying)
-    waiting = [now + LATE_S] if late else []
+    waiting = [now + LATE_S] if carried.late else []
     remembered: Attempts = {}
     for connection in wanted.connections:
         sas = by_stem.pop(connection.stem, [])
@@ -100,7 +97,7 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
             ends += _answering_ends(connection, sas, wanted.stale)
             continue
         unanswered = {key[1] for key, made in attempts.items() if key[0] == connection.name and _unanswered(made, now)}
-        start, path_ends = _dialled(connection, path, wanted, sas, carrying, late, unanswered)
+        start, path_ends = _dialled(connection, path, wanted, sas, carried, unanswered)
         ends += path_ends
         # A child that was narrowed is no success: it is asked for again ever more rarely.
         live = {
@@ -108,7 +105,7 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
             for sa in sas
             if sa.connection == connection.name and sa.unique_id not in wanted.dead
             for child in connection.children
-            if _installed(sa, child)
+            if newest_like(sa, child)
         }
         for key, attempt in attempts.items():
             if key[0] == connection.name and key[1] not in live:
@@ -129,7 +126,7 @@ def step(wanted: Tunnels, observed: Charon, attempts: Attempts, now: float) -> S
         ends += [
             TerminateIke(sa.unique_id, force=True)
             for sa in sas
-            if sa.unique_id in wanted.dead or not _needed(sa, wanted, carrying)
+            if sa.unique_id in wanted.dead or not _needed(sa, wanted, carried)
         ]
     # Traffic first: a bundle waits for it. Ends last: never before.
     ops += [start for _, start in sorted(starts, key=lambda item: item[0])]
@@ -174,62 +171,12 @@ def _loads(wanted: Tunnels, observed: Charon) -> list[LoadConnection]:
     return ops
 
 
-def just_left(left: Path, path: Path, newest: ChildSa) -> bool:
-    """Has what `newest` carries on `path` been at the other hub, by `left`, until a moment ago?"""
-    return newest.young and left.peer != path.peer
-
-
-def _carrying(wanted: Tunnels, by_stem: Mapping[str, list[IkeSa]]) -> Carrying:
-    found: Carrying = {}
-    for connection in wanted.connections:
-        path = connection.path
-        if path is None:
-            continue
-        for name in wanted.active.get(path, frozenset()):
-            config = _config(connection, name)
-            alive = [sa for sa in by_stem.get(connection.stem, []) if sa.unique_id not in wanted.dead]
-            children = [child for sa in alive if config and (child := _installed(sa, config))]
-            if children:
-                found[name] = path, max(children, key=lambda child: child.unique_id)
-    return found
-
-
-def _late(wanted: Tunnels, sas: Iterable[IkeSa], carrying: Carrying) -> frozenset[int]:
-    """CHILD_SAs (unique ids) that were left, by which answers may still come."""
-    moved = {name: at for name, at in carrying.items() if at[1].young}
-    found: set[int] = set()
-    for sa in sas if moved else ():
-        left = Path.parse(stem_of(sa.connection))
-        if left is None or left in wanted.fallen or sa.unique_id in wanted.dead:
-            continue
-        found |= {c.unique_id for c in sa.children if c.name in moved and just_left(left, *moved[c.name])}
-    return frozenset(found)
-
-
-def _config(connection: Connection, name: str) -> Child | None:
-    return next((child for child in connection.children if child.name == name), None)
-
-
-def _installed(sa: IkeSa, config: Child) -> ChildSa | None:
-    """The newest installed child of this name whose selectors are the wanted ones (a narrowed one does not count)."""
-    found = [
-        child
-        for child in sa.children
-        if child.name == config.name
-        and child.installed
-        and sorted(child.local_ts) == sorted(config.local_ts)
-        and sorted(child.remote_ts) == sorted(config.remote_ts)
-    ]
-    return max(found, key=lambda child: child.unique_id, default=None)
-
-
 def _dialled(
     connection: Connection,
     path: Path,
     wanted: Tunnels,
     sas: list[IkeSa],
-    carrying: Carrying,
-    late: frozenset[int],
+    carried: Carried,
     unanswered: set[str],
 ) -> tuple[Initiate | None, list[TunnelOp]]:
     dead = [sa for sa in sas if sa.unique_id in wanted.dead]
@@ -249,12 +196,12 @@ def _dialled(
     start = None
     lacking = []
     for name in [*traffic, PROBE_CHILD]:
-        config = _config(connection, name)
-        if config is not None and _installed(newest, config) is None:
+        config = config_of(connection, name)
+        if config is not None and newest_like(newest, config) is None:
             lacking.append(name)
     if lacking and newest.creating and (lacking[0] in unanswered or path in wanted.fallen):
         return None, [*ends, TerminateIke(newest.unique_id, force=True)]
-    if path in wanted.fallen and any(_pins(child, carrying) for child in newest.children):
+    if path in wanted.fallen and any(_pins(child, carried) for child in newest.children):
         # Its DELETE would not be answered, and our packets would follow it until then.
         return None, [*ends, TerminateIke(newest.unique_id, force=True)]
     if lacking and not newest.busy:
@@ -265,25 +212,25 @@ def _dialled(
             TerminateIke(sa.unique_id, force=False)
             for sa in alive
             # What a rekeying has replaced is being deleted by charon; ended again it would go without telling the peer.
-            if sa is not newest and sa.established and sa.state != "REKEYED" and not _needed(sa, wanted, carrying)
+            if sa is not newest and sa.established and sa.state != "REKEYED" and not _needed(sa, wanted, carried)
         ]
-    ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carrying, late)
+    ends += _surplus(connection, newest, set(traffic) | {PROBE_CHILD}, wanted, carried)
     return start, ends
 
 
-def _pins(child: ChildSa, carrying: Carrying) -> bool:
+def _pins(child: ChildSa, carried: Carried) -> bool:
     """Is it newer than the one that should carry this traffic? So it is where a bundle is back at a hub that it left a
     moment ago, and whose child was kept."""
-    return child.name in carrying and child.unique_id > carrying[child.name][1].unique_id
+    return child.name in carried.at and child.unique_id > carried.at[child.name][1].unique_id
 
 
 def _unanswered(attempt: Attempt, now: float) -> bool:
     return attempt.count > 0 and now >= attempt.made_at + UNANSWERED_S
 
 
-def _needed(sa: IkeSa, wanted: Tunnels, carrying: Carrying) -> bool:
+def _needed(sa: IkeSa, wanted: Tunnels, carried: Carried) -> bool:
     """Does it hold the traffic of a bundle that is not yet carried where it belongs now?"""
-    homeless = {name for names in wanted.active.values() for name in names} - carrying.keys()
+    homeless = {name for names in wanted.active.values() for name in names} - carried.at.keys()
     return any(child.installed and child.name in homeless for child in sa.children)
 
 
@@ -292,8 +239,7 @@ def _surplus(
     sa: IkeSa,
     belonging: set[str],
     wanted: Tunnels,
-    carrying: Carrying,
-    late: frozenset[int],
+    carried: Carried,
 ) -> list[TunnelOp]:
     ends: list[TunnelOp] = []
     if sa.busy:
@@ -302,16 +248,17 @@ def _surplus(
     for child in sa.children:
         if not child.installed:
             continue
-        config = _config(connection, child.name)
+        config = config_of(connection, child.name)
         if child.name in belonging and config is not None:
-            best = _installed(sa, config)
+            best = newest_like(sa, config)
             doubled = best is not None and best.unique_id != child.unique_id and child.state == "INSTALLED"
             # A double, or one with yesterday's selectors, goes once the right one is there; at once if it goes too far.
-            surplus = doubled or (best is None and not _covered(child, config)) or child.unique_id in wanted.remake
+            anew = child.unique_id in wanted.remake or child.unique_id in carried.overtaken
+            surplus = doubled or anew or (best is None and not _covered(child, config))
         else:
             # A bundle that is not placed yet (the agent has just started) keeps its child: it will be adopted.
             trial = child.name.startswith(f"{TRIAL_CHILD}-")
-            left = child.name in carrying and child.unique_id not in late
+            left = child.name in carried.at and child.unique_id not in carried.late
             surplus = config is None or trial or left or child.name in wanted.barred
         if surplus:
             ends.append(TerminateChild(child.unique_id))
@@ -326,7 +273,7 @@ def _answering_ends(connection: Connection, sas: Iterable[IkeSa], stale: frozens
             ends.append(TerminateIke(sa.unique_id, force=False))
             continue
         for child in () if sa.busy else sa.children:
-            config = _config(connection, child.name)
+            config = config_of(connection, child.name)
             if child.installed and (config is None or not _covered(child, config)):
                 ends.append(TerminateChild(child.unique_id))
     return ends
@@ -340,16 +287,3 @@ def _retry_after(connection: Connection, count: int) -> float:
     """Doubling, capped, and spread by a hash of who dials whom, so that a hub's return is no stampede."""
     spread = 0.75 + (zlib.crc32(f"{connection.ike.local_id}/{connection.stem}/{count}".encode()) % 1000) / 2000
     return float(min(RETRY_MAX_S, RETRY_FIRST_S * 2 ** min(count, 10)) * spread)
-
-
-def carrying(bundles: Iterable[Bundle], charon: Charon) -> dict[str, Path]:
-    """Bundle name -> the path of its newest installed traffic child."""
-    newest: dict[str, tuple[int, Path]] = {}
-    for sa in charon.ike_sas:
-        path = Path.parse(stem_of(sa.connection))
-        if path is None:
-            continue
-        for child in sa.children:
-            if child.installed and child.unique_id > newest.get(child.name, (0, path))[0]:
-                newest[child.name] = (child.unique_id, path)
-    return {bundle.name: newest[bundle.child][1] for bundle in bundles if bundle.child in newest}

@@ -19,8 +19,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+from cpe_agent.core.carried import just_left
 from cpe_agent.core.selectors import uncovered
-from cpe_agent.core.tunnels import just_left
 from cpe_agent.model.dataplane import PROBE_CHILD, Bundle, Child, Connection, Path, Tunnels, stem_of
 from cpe_agent.model.difference import Kind
 from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild

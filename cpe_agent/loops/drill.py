@@ -17,8 +17,8 @@ import msgspec
 import trio
 
 from cpe_agent.core import drill
+from cpe_agent.core.carried import carrying
 from cpe_agent.core.drill import Kind, Outage, Refused
-from cpe_agent.core.tunnels import carrying
 from cpe_agent.log import get_logger
 from cpe_agent.loops.cells import Cells, Plan
 from cpe_agent.model.dataplane import Path, Service

@@ -11,10 +11,10 @@ import trio
 
 from cpe_agent import __version__
 from cpe_agent.core import certificate, conditions, heartbeat, metering, overhead
+from cpe_agent.core.carried import carrying
 from cpe_agent.core.health import Track
 from cpe_agent.core.path_conditions import path_conditions
 from cpe_agent.core.pathmtu import Target
-from cpe_agent.core.tunnels import carrying
 from cpe_agent.core.uplinks import interfaces, resolve
 from cpe_agent.core.wanted_pairs import PairSets, pair_sets
 from cpe_agent.log import get_logger

@@ -9,8 +9,8 @@ import math
 import trio
 
 from cpe_agent.core import outages
+from cpe_agent.core.carried import carrying
 from cpe_agent.core.steer import Steering, View, step
-from cpe_agent.core.tunnels import carrying
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cpe_agent.core.carried import carrying
 from cpe_agent.core.compile import Site, compile_dataplane, with_active
 from cpe_agent.core.tunnels import (
     LATE_S,
@@ -19,7 +20,6 @@ from cpe_agent.core.tunnels import (
     Attempts,
     Step,
     altered,
-    carrying,
     head_start,
     step,
 )
@@ -209,9 +209,25 @@ def test_what_was_left_for_another_hub_waits_for_late_answers() -> None:
     # The hub that it went to dies before that: what was kept carries at once, if nothing newer is in its way.
     died = msgspec.structs.replace(wanted, active={ON_WIRED: frozenset({SHARED})}, fallen=frozenset({there_on}))
     assert look((left, young(there)), died).ops == (TerminateIke(2, force=True),)
-    # Back before that: it is where it belongs, and the hub that was left in turn is told at once.
-    back = msgspec.structs.replace(wanted, active={ON_WIRED: frozenset({SHARED})})
-    assert look((left, young(there)), back).ops == (TerminateChild(201),)
+
+
+def test_a_bundle_that_goes_back_before_that_has_the_newest_child_there_first() -> None:
+    """charon sends by the other hub's until then: ended now, it would take packets with it."""
+    kept, cloud = sa_of(WIRED, 1, PROBE_CHILD, SHARED), CONNECTIONS["wired.cloud.a"]
+    newer = young(sa_of(cloud, 2, PROBE_CHILD, SHARED))
+    wanted = Tunnels((WIRED, cloud), {ON_WIRED: frozenset({SHARED})})
+
+    def look(*sas: IkeSa) -> tuple[TunnelOp, ...]:
+        return step(wanted, loaded(*sas, connections=(WIRED, cloud)), {}, 5.0).ops
+
+    assert look(kept, newer) == (TerminateChild(101),)
+    assert look(sa_of(WIRED, 1, PROBE_CHILD), newer) == (Initiate(WIRED.name, SHARED),)
+    anew = young(sa_of(WIRED, 3, PROBE_CHILD, SHARED))
+    assert look(anew, newer) == (), "and answers may be late again"
+    assert look(sa_of(WIRED, 3, PROBE_CHILD, SHARED), newer) == (TerminateChild(201),)
+    # One that is being deleted with its IKE_SA is nothing to stay with.
+    going = msgspec.structs.replace(newer, state="DELETING")
+    assert look(kept, going) == (Initiate(cloud.name, PROBE_CHILD),)
 
 
 def test_what_was_left_for_another_path_of_the_same_hub_does_not_wait() -> None:
@@ -330,7 +346,7 @@ class SimulatedCharon:
         self.sas = {sa.unique_id: sa for sa in sas}
         self.failures = failures
         self.pending: dict[int, str] = {}
-        self.next_id = 1000
+        self.next_id = 10_000  # above all that are there
 
     def read(self) -> Charon:
         return msgspec.structs.replace(
@@ -451,6 +467,13 @@ def test_from_any_state_to_the_wanted_one_without_a_gap(start: tuple[Tunnels, li
     assert found.ops == (), "it never comes to rest"
     observed = charon.read()
     assert altered(wanted, observed) == ()
+    where = carrying(PLAN.bundles, observed)
+    assert all(
+        where[bundle.name] == path
+        for path, names in wanted.active.items()
+        for bundle in PLAN.bundles
+        if bundle.child in names
+    )
     for connection in wanted.connections:
         assert connection.path is not None
         (sa,) = [sa for sa in observed.ike_sas if stem_of(sa.connection) == connection.stem]

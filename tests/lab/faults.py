@@ -21,6 +21,7 @@ Direction = Literal["up", "down", "both"]
 
 _DETOUR = "slow0"
 _DETOUR_TABLE = 100
+_DETOUR_PACKETS = 20_000
 _NETEM_PACKETS = 10_000  # what does not fit is lost: a second of 100 Mbit/s
 _DELAY_SCRIPT = Path(__file__).with_name("delay.py")
 
@@ -157,8 +158,8 @@ class RunningUplink:
             with open(log, "wb") as stdout:
                 self._relay = self._container.spawn(argv, namespace=self.router, stdout=stdout)
             wait_until(f"{self.router} is slow", lambda: log.read_bytes().startswith(b"ready"), timeout_s=10)
-            # By itself it holds 500: at 1,500 packets/s each way the relay may not be late by a sixth of a second.
-            self._ip(self.router, "link", "set", _DETOUR, "txqueuelen", str(_NETEM_PACKETS), "up")
+            # As much as the relay keeps: what it has no time to fetch for a moment is not lost.
+            self._ip(self.router, "link", "set", _DETOUR, "txqueuelen", str(_DETOUR_PACKETS), "up")
             self._detour()
             for interface in (TO_CPE, TO_INTERNET):
                 self._ip(self.router, "rule", "add", "iif", interface, "lookup", str(_DETOUR_TABLE))

@@ -18,7 +18,9 @@ from typing import Any
 import pytest
 
 from cpe_agent import exits
+from cpe_agent.edge.control import ask
 from cpe_agent.edge.ipsec import resolve
+from cpe_agent.model.condition import Status
 from cpe_agent.model.dataplane import Backend
 from tests.lab import slow_answers, watch
 from tests.lab.container import Process, wait_until
@@ -48,6 +50,24 @@ def test_that_they_come_by_the_hub_that_is_drained(lab: Lab) -> None:
             time.sleep(patience(STEADY_S))
             _ask(lab, HUB, "undrain")
         watch.wait_for(lab, SITE, "it is back", watch.carried(SHARED, peer=HUB), MOVE_S)
+    assert told["asked"] > 100 and told["unanswered"] == []
+
+
+def test_that_they_come_by_a_hub_that_is_drained_as_soon_as_it_was_moved_to(lab: Lab) -> None:
+    """The bundle goes back within the second or two in which the hub that it left still has its child, an older one."""
+    there = watch.carried(SHARED, peer=OTHER_HUB)
+    with asked(lab, SHARED_ADDRESS, SHARED_SERVERS) as told:
+        try:
+            _order(lab, HUB, "drain")
+            watch.wait_for(lab, SITE, "it is at the other hub", there, MOVE_S)
+            _order(lab, HUB, "undrain")
+            watch.wait_for(lab, SITE, "the first is willing", lambda report: there(report) and _willing(report), MOVE_S)
+            _order(lab, OTHER_HUB, "drain")
+            watch.wait_for(lab, SITE, "it is back", watch.carried(SHARED, peer=HUB), MOVE_S)
+        finally:
+            time.sleep(patience(STEADY_S))
+            for hub in (HUB, OTHER_HUB):
+                _order(lab, hub, "undrain")
     assert told["asked"] > 100 and told["unanswered"] == []
 
 
@@ -94,6 +114,15 @@ def _running(lab: Lab, host: str, end: str, address: str) -> Iterator[tuple[Proc
     finally:
         process.signal(signal.SIGKILL)
         process.close()
+
+
+def _willing(report: Status) -> bool:
+    return all(path.ready for path in report.paths if path.peer == HUB)
+
+
+def _order(lab: Lab, hub: str, command: str) -> None:
+    """As `cpe-agent drain` does, without starting Python first."""
+    ask(lab.path(f"/run/{hub}/run/control.sock"), command, patience(READY_S))
 
 
 def _ask(lab: Lab, site: str, *command: str) -> str:
