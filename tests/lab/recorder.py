@@ -30,6 +30,7 @@ _ANCILLARY_BYTES = 128
 _SOL_PACKET, _PACKET_STATISTICS = 263, 6
 _SO_TIMESTAMPNS = 35  # the socket module does not name it
 _TIMESPEC = struct.Struct("@qq")
+_READINGS, _TOGETHER_NS = 10, 50_000
 _WAIT_S = 0.2  # between looks at whether it is to end
 
 
@@ -54,8 +55,11 @@ def main() -> None:
         raw.setblocking(False)
         raw.bind((arguments.interface, _ALL_PROTOCOLS))
         print(json.dumps({"ready": True}), flush=True)
-        while not ended:
-            select.select([raw], [], [], _WAIT_S)
+        over = False
+        while not over:
+            # What has come before the end is read, however late the end is noticed.
+            over = ended
+            select.select([raw], [], [], 0 if over else _WAIT_S)
             with contextlib.suppress(BlockingIOError):
                 while True:
                     try:
@@ -80,8 +84,18 @@ def _passed_ns(ancillary: list[tuple[int, int, bytes]]) -> int:
     for level, kind, value in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = map(int, _TIMESPEC.unpack(value[: _TIMESPEC.size]))
-            return time.monotonic_ns() - (time.time_ns() - (seconds * 1_000_000_000 + nanoseconds))
+            return _monotonic_ns(seconds * 1_000_000_000 + nanoseconds)
     return time.monotonic_ns()
+
+
+def _monotonic_ns(wall_ns: int) -> int:
+    """The clocks are read one after the other, and a busy machine may let others run in between: then once more."""
+    before, wall_now, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+    for _ in range(_READINGS):
+        if after - before < _TOGETHER_NS:
+            break
+        before, wall_now, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+    return after - (wall_now - wall_ns)
 
 
 if __name__ == "__main__":
