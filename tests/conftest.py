@@ -7,6 +7,7 @@ import os
 import subprocess
 import threading
 
+import hypothesis
 import pytest
 
 from cpe_agent.edge.ipsec import resolve
@@ -22,6 +23,14 @@ LONGEST = (
 )  # fmt: skip
 
 _CLONE_NEWNET = 0x40000000
+
+# A machine that stands still for a moment is no fault of what is tried on it, and the same code is judged alike in
+# every run. Who looks for examples that nobody has tried asks for them: `--hypothesis-profile=searching`.
+hypothesis.settings.register_profile(
+    "searching", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.register_profile("alike", hypothesis.settings.get_profile("searching"), derandomize=True)
+hypothesis.settings.load_profile("alike")
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -158,13 +158,13 @@ class TestOutsiders:
         assert printed(["sh", "-c", "echo x; echo y >&2; exit 3"]) == "x\n\n[errors]\ny\n"
 
     @pytest.mark.parametrize(
-        ("command", "words"),
+        ("command", "timeout_s", "words"),
         [
-            (["no-such-tool"], "is not installed"),
-            (["sh", "-c", "echo refused >&2; exit 1"], "refused"),
-            (["sleep", "30"], "took longer than 0.2 s"),
+            (["no-such-tool"], 30, "is not installed"),
+            (["sh", "-c", "echo refused >&2; exit 1"], 30, "refused"),
+            (["sleep", "30"], 0.2, "took longer than 0.2 s"),
         ],
     )
-    def test_why_there_is_nothing(self, command: list[str], words: str) -> None:
+    def test_why_there_is_nothing(self, command: list[str], timeout_s: float, words: str) -> None:
         with pytest.raises(EdgeError, match=words):
-            printed(command, timeout_s=0.2)
+            printed(command, timeout_s=timeout_s)

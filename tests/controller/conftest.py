@@ -18,6 +18,8 @@ from cpe_controller import setup
 
 EXAMPLE = Path(__file__).parents[2] / "configs" / "network.yaml"
 HEARTBEAT_S = 0.3
+# What is not there after so long hangs; how fast an answer comes on a busy machine is nobody's promise.
+ANSWERED_S, ENDED_S = 30.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Served:
             out = self.state.parent / "sites"
             key, pem, _ = setup.save_site(out, site, *setup.issue_site(issuer or self.state, site))
             context.load_cert_chain(pem, key)
-        return httpx.Client(base_url=self.url, verify=context, trust_env=False, timeout=5)
+        return httpx.Client(base_url=self.url, verify=context, trust_env=False, timeout=ANSWERED_S)
 
 
 @pytest.fixture
@@ -78,6 +80,6 @@ def serving(state: Path, *more: str, socket: Path | None = None) -> Iterator[Ser
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(5)
+                process.wait(ENDED_S)
             finally:
                 process.kill()

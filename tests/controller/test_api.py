@@ -8,6 +8,7 @@ import signal
 import ssl
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -19,7 +20,7 @@ from cpe_agent.model.document_check import decode
 from cpe_controller import api, setup
 from cpe_controller.feed import MAX_STREAMS
 from cpe_controller.signing import verify
-from tests.controller.conftest import HEARTBEAT_S, Served
+from tests.controller.conftest import ENDED_S, HEARTBEAT_S, Served
 
 REFUSED = (httpx.ReadError, httpx.ConnectError, httpx.RemoteProtocolError)
 
@@ -99,18 +100,23 @@ def test_changes_are_told_at_once_and_to_whom_they_concern(served: Served, text:
         lines, others = _lines(answer), _lines(other_answer)
         assert next(lines) == next(others) == {"epoch": 1, "version": 1}
         assert next(lines) == {"heartbeat": True}
-        setup.apply(served.state, text.replace("kind: cellular, priority: 2", "kind: cellular, priority: 3"))
-        started = time.monotonic()
-        told = next(line for line in lines if line != {"heartbeat": True})
+        with ThreadPoolExecutor(1) as pool:
+            changed = text.replace("kind: cellular, priority: 2", "kind: cellular, priority: 3")
+            applied = pool.submit(setup.apply, served.state, changed)
+            late = 0
+            while (told := next(lines)) == {"heartbeat": True}:
+                late += applied.done()
         assert told == {"epoch": 1, "version": 2}
-        assert time.monotonic() - started < 1  # it is told in a poll, 50 ms; this machine may be busy
+        # Within a second, by the server's own time: this machine may stand still.
+        assert late * HEARTBEAT_S < 1
         assert [next(others), next(others)] == [{"heartbeat": True}, {"heartbeat": True}]
 
 
 def test_heartbeats_keep_coming(served: Served) -> None:
+    # Before the stream begins: later, some may be there already.
+    started = time.monotonic()
     with served.client("stranger") as client, client.stream("GET", "/v1/changes") as answer:
         lines = _lines(answer)
-        started = time.monotonic()
         assert [next(lines) for _ in range(4)] == [{"heartbeat": True}] * 4
         assert time.monotonic() - started >= 3 * HEARTBEAT_S * 0.9
 
@@ -158,8 +164,7 @@ def test_the_server_ends_when_told_to_streams_or_not(served: Served, number: sig
     with served.client("van-1") as client, client.stream("GET", "/v1/changes") as answer:
         lines = _lines(answer)
         next(lines)
-        started = time.monotonic()
         served.process.send_signal(number)
-        assert all(line == {"heartbeat": True} for line in lines)  # the stream ends whole, with its last chunk
-        assert served.process.wait(5) == 0
-        assert time.monotonic() - started < 3
+        # The stream ends whole, with its last chunk: what does not end by itself is cut off after a second.
+        assert all(line == {"heartbeat": True} for line in lines)
+        assert served.process.wait(ENDED_S) == 0

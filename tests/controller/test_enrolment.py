@@ -29,7 +29,7 @@ from cpe_controller.answers import Refused
 from cpe_controller.commands import answering
 from cpe_controller.limits import Limits, Rate, source
 from cpe_controller.tokens import Record
-from tests.controller.conftest import Served, serving
+from tests.controller.conftest import ANSWERED_S, Served, serving
 
 NOW = dt.datetime(2026, 3, 1, tzinfo=dt.UTC)
 OPEN = Record("van-1", 1, NOW + dt.timedelta(hours=1))
@@ -66,7 +66,7 @@ class Box:
 
     def __init__(self, url: str, verify: ssl.SSLContext | bool = True) -> None:
         self.key = pki.new_key()
-        self.client = httpx.Client(base_url=url, verify=verify, trust_env=False, timeout=5)
+        self.client = httpx.Client(base_url=url, verify=verify, trust_env=False, timeout=ANSWERED_S)
 
     def csr(self) -> str:
         asked = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "centre.blood.cpe")])
@@ -220,13 +220,13 @@ def test_a_head_that_does_not_end_is_cut_off(served: Served) -> None:
     host, port = served.enrolment_url.removeprefix("https://").split(":")
     context = ssl.create_default_context(cafile=str(served.state / "root.pem"))
     with (
-        socket.create_connection((host, int(port)), timeout=10) as plain,
+        socket.create_connection((host, int(port)), timeout=ANSWERED_S) as plain,
         context.wrap_socket(plain, server_hostname=host) as stream,
     ):
         stream.sendall(b"POST /v1/enroll HTTP/1.1\r\nHost: x\r\nContent-Length: 90000\r\n\r\n" + b" " * 90000)
         assert stream.recv(99).startswith(b"HTTP/1.1 413")
     with (
-        socket.create_connection((host, int(port)), timeout=10) as plain,
+        socket.create_connection((host, int(port)), timeout=ANSWERED_S) as plain,
         context.wrap_socket(plain, server_hostname=host) as stream,
     ):
         sent = 0

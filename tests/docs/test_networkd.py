@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from cpe_agent.core import lans
-from cpe_agent.core.uplinks import resolve
+from cpe_agent.core.uplinks import ResolvedUplink, resolve
 from cpe_agent.model.document import Lan, Uplink
 from tests.core import documents
 from tests.edge.links_seen import seen
@@ -86,12 +86,18 @@ def router(container: Container) -> Iterator[Networkd]:
     for one in started:
         one.start()
     dial(container)
+    # An address is there before its route is.
     wait_until(
-        "all uplinks are there", lambda: len(resolve(DOCUMENT, seen(container, "router"))[0]) == len(UPLINKS), SETTLED_S
+        "all uplinks lead out", lambda: sum(up.leads_out for up in uplinks(container)) == len(UPLINKS), SETTLED_S
     )
     yield started[1]
     for one in started:
         one.stop()
+
+
+def uplinks(container: Container) -> tuple[ResolvedUplink, ...]:
+    """Those that the agent would use now."""
+    return resolve(DOCUMENT, seen(container, "router"))[0]
 
 
 def test_networkd_takes_every_line(router: Networkd) -> None:
@@ -120,12 +126,18 @@ def test_the_agent_finds_every_uplink(container: Container, router: Networkd) ->
 
 
 def test_hosts_of_the_lan_get_an_address_a_gateway_and_a_name_server(container: Container, router: Networkd) -> None:
-    wait_until("the host has an address", lambda: addresses(container, "host", "eth0"), SETTLED_S)
+    def ways() -> str:
+        return container.run(["ip", "route", "show", "default"], namespace="host").stdout
+
+    # In this order, and each after a moment: the address, its route, what is written down of the lease.
+    wait_until("the host has a gateway", ways, SETTLED_S)
     [address] = addresses(container, "host", "eth0")
     assert re.fullmatch(r"10\.101\.0\.1\d\d/24", address)
-    assert "via 10.101.0.1 " in container.run(["ip", "route", "show", "default"], namespace="host").stdout
-    lease = container.path("/run/networkd-host/netif/leases")
-    assert "DNS=10.50.0.10" in "".join(file.read_text() for file in lease.iterdir())
+    assert "via 10.101.0.1 " in ways()
+    leases = container.path("/run/networkd-host/netif/leases")
+    wait_until("its lease is written down", lambda: any(leases.glob("[0-9]*")), SETTLED_S)
+    [lease] = leases.glob("[0-9]*")
+    assert "DNS=10.50.0.10" in lease.read_text()
     assert lans.conditions(DOCUMENT, seen(container, "router")) == ()
 
 
@@ -137,8 +149,8 @@ def test_a_restart_of_networkd_leaves_the_agents_rules_and_routes(container: Con
     for words in ("rule add iif lan0 lookup 4242 priority 150", "route add 10.9.0.0/24 dev lan0 table 4242"):
         container.run(["ip", *words.split(), "protocol", "155"], namespace="router")
     router.start()
-    wait_until("an uplink has its lease again", lambda: "wan0: DHCPv4 address" in router.said(), SETTLED_S)
-    assert "lan0: Configuring with" in router.said()
+    done = ("lan0: Configuring with", "wan0: DHCPv4 address")
+    wait_until("an uplink has its lease again", lambda: all(words in router.said() for words in done), SETTLED_S)
     assert container.run(["ip", "rule", "show", "priority", "150"], namespace="router").stdout
     assert container.run(["ip", "route", "show", "table", "4242"], namespace="router").stdout
     assert NOT_TAKEN.findall(router.said()) == []

@@ -136,13 +136,13 @@ async def hang(_: Stream) -> None:
     await trio.sleep_forever()
 
 
-async def test_a_server_that_never_answers(tls: Tls) -> None:
+async def test_a_server_that_never_answers(tls: Tls, autojump_clock: trio.testing.MockClock) -> None:
     server = await tls.serve(hang)
     error = await refusal(tls.client(server.url, timeout_s=0.1).document("", None))
     assert error.cause == f"{server.url}: connected, but it does not answer"
 
 
-async def test_a_document_that_drips(tls: Tls) -> None:
+async def test_a_document_that_drips(tls: Tls, autojump_clock: trio.testing.MockClock) -> None:
     async def drip(stream: Stream) -> None:
         await stream.send_all(response("200 OK", headers_of(SIGNED) | {"content-length": "100000"}))
         while True:

@@ -12,7 +12,7 @@ import trio.testing
 from cpe_agent.edge import controller as module
 from cpe_agent.edge.controller import HttpsController
 from cpe_agent.ports import Change
-from tests.edge.controllers import GOOD, NDJSON, Tls, refusal
+from tests.edge.controllers import GOOD, HANGS_S, NDJSON, Tls, refusal
 from tests.edge.tls_server import Answer, Stream, response, says
 
 
@@ -51,14 +51,14 @@ async def test_lines_are_found_however_the_bytes_arrive(tls: Tls) -> None:
     )
     server = await tls.serve(says(response("200 OK", NDJSON), *(lines[i : i + 1] for i in range(len(lines)))))
     stream = tls.client(server.url).changes("127.0.0.7")
-    with trio.fail_after(5):
+    with trio.fail_after(HANGS_S):
         assert [await anext(stream) for _ in range(3)] == [Change((1, 2)), Change(), Change((1, 3), True)]
     assert [(request.path, request.peer) for request in server.requests] == [("/v1/changes", "127.0.0.7")]
     assert "ended the stream" in (await refusal(anext(stream))).cause
 
 
 @pytest.mark.parametrize("how", ["before the headers", "after a line", "dripping"])
-async def test_silence(tls: Tls, how: str) -> None:
+async def test_silence(tls: Tls, how: str, autojump_clock: trio.testing.MockClock) -> None:
     async def answer(stream: Stream) -> None:
         if how == "before the headers":
             await trio.sleep_forever()
@@ -141,7 +141,7 @@ async def test_whoever_leaves_a_stream_closes_its_connection(tls: Tls, leave: Le
     stream = client.changes("")
     assert await anext(stream) == Change((1, 2))
     await leave(client, stream)
-    with trio.fail_after(5):
+    with trio.fail_after(HANGS_S):
         await gone.wait()
     with pytest.raises(StopAsyncIteration):
         await anext(stream)

@@ -14,7 +14,7 @@ import trio.testing
 from cpe_agent.core.site_report import Facts, site_report
 from cpe_agent.model.site_report import Box, SiteReport
 from cpe_agent.ports import Change, ControllerPort, EdgeError, SignedDocument
-from tests.edge.controllers import NDJSON, OTHER, SIGNED, Tls, headers_of
+from tests.edge.controllers import HANGS_S, NDJSON, OTHER, SIGNED, Tls, headers_of
 from tests.edge.tls_server import Stream, TlsServer, response
 from tests.fakes.controller import FakeController
 
@@ -118,7 +118,7 @@ class TestContract:
         port, served = pair
         served.put(SIGNED, (0, 1))
         changes = port.changes("")
-        with trio.fail_after(5):
+        with trio.fail_after(HANGS_S):
             assert await anext(changes) == Change((0, 1))
             served.beat()
             assert await anext(changes) == Change()
@@ -131,7 +131,7 @@ class TestContract:
                 await anext(changes)
         assert (caught.value.target, caught.value.op) == ("controller", "changes")
         again = port.changes("")
-        with trio.fail_after(5):
+        with trio.fail_after(HANGS_S):
             assert await anext(again) == Change((3, 2))
         served.cut()
         with pytest.raises(EdgeError):
@@ -140,7 +140,7 @@ class TestContract:
     async def test_a_poll_is_answered_at_the_change(self, pair: tuple[ControllerPort, Served]) -> None:
         port, served = pair
         served.put(SIGNED, (0, 1))
-        with trio.fail_after(5):
+        with trio.fail_after(HANGS_S):
             assert await port.poll("", None) == Change((0, 1))
             async with trio.open_nursery() as nursery:
 
@@ -155,7 +155,7 @@ class TestContract:
     async def test_a_poll_is_answered_when_a_report_is_wanted(self, pair: tuple[ControllerPort, Served]) -> None:
         port, served = pair
         served.put(SIGNED, (0, 1))
-        with trio.fail_after(5):
+        with trio.fail_after(HANGS_S):
             async with trio.open_nursery() as nursery:
 
                 @nursery.start_soon

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from cpe_agent import newcomer
-from cpe_agent.core.enrolment import Kind
+from cpe_agent.core.enrolment import RETRY_FIRST_S, Kind
 from cpe_agent.edge.credentials import Credentials
 from cpe_agent.edge.enrolment import HttpsEnrolment
 from cpe_agent.edge.identity import load_identity
@@ -37,8 +37,10 @@ from tests.fakes.store import FakeStore
 
 SECRET = "c2VjcmV0c2VjcmV0c2VjcmV0c2U"
 KEY = "O2onvM62pC1io6jQKm8Nc2UyFXcd4kOmOsBIoYtZ2ik="
-# A handshake and two questions; long before it would ask again for itself.
-REFUSED_S = 20.0
+# Handshakes, questions and what is written to the disk; long before it would ask again for itself.
+ASKED_S = 20.0
+# In which a box that was not told to wait would long have asked again.
+PEACE_S = 2 * RETRY_FIRST_S
 HTML = b"<html>Welcome to the hotel</html>"
 
 
@@ -130,20 +132,19 @@ class Bed:
         port = HttpsEnrolment(names or Names(store), clock.now_s if now is None else lambda: now)
         return Enroller(port, Credentials(self.state), store, clock, "box-1", lambda: Lying(self.token))
 
-    async def enrol(self, seconds: float = 2.0, names: Names | None = None) -> tuple[Enrolment | None, Enroller]:
-        enroller = self.enroller(names)
-        with trio.move_on_after(seconds):
-            return await enroller.run(), enroller
-        return None, enroller
+    async def enrol(self, names: Names | None = None) -> Enrolment:
+        with trio.fail_after(ASKED_S):
+            return await self.enroller(names).run()
 
-    async def refused(self, names: Names | None = None) -> Enroller:
-        """It has asked once, and is not let in."""
+    async def refused(self, names: Names | None = None, then_s: float = 0.0) -> Enroller:
+        """It has asked once, and is not let in; nor for so long after that."""
         enroller = self.enroller(names)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(enroller.run)
-            with trio.fail_after(REFUSED_S):
+            with trio.fail_after(ASKED_S):
                 while enroller.failure.kind is Kind.NO_TOKEN:  # noqa: ASYNC110 - no event is rung for tests
                     await trio.sleep(0.01)
+            await trio.sleep(then_s)
             nursery.cancel_scope.cancel()
         return enroller
 
@@ -157,8 +158,8 @@ async def bed(tmp_path: Path) -> AsyncIterator[Bed]:
 
 async def test_a_new_box_gets_a_key_a_certificate_and_a_site(bed: Bed) -> None:
     server = await bed.serve()
-    enrolment, _ = await bed.enrol()
-    assert enrolment is not None and enrolment.controllers == ("https://127.0.0.1:8443",)
+    enrolment = await bed.enrol()
+    assert enrolment.controllers == ("https://127.0.0.1:8443",)
     assert FileStore(bed.state).load_enrolment() == enrolment
     identity = load_identity(bed.state / "identity/certificate.pem", bed.state / "identity/key.pem")
     assert identity.name == "van-1"
@@ -176,7 +177,7 @@ async def test_a_retry_with_the_same_key_is_given_the_same_again(bed: Bed) -> No
     bed.controller.refusals = [b"", b""]  # the connection breaks instead of an answer
     enroller = await bed.refused()
     assert enroller.failure.kind is Kind.UNREACHABLE
-    assert (await bed.enrol(5.0))[0] is not None, "after a restart of the agent"
+    await bed.enrol()  # after a restart of the agent
     bodies = [msgspec.json.decode(r.body, type=EnrolmentRequest) for r in server.requests if r.body]
     assert len(bodies) >= 2 and len({_public(body.csr) for body in bodies}) == 1
 
@@ -212,8 +213,8 @@ async def test_a_busy_controller_is_left_in_peace(bed: Bed) -> None:
     server = await bed.serve()
     busy = refusal("503 Service Unavailable", "busy", "come again", **{"retry-after": "40"})
     bed.controller.refusals = [busy] * 9
-    enrolment, enroller = await bed.enrol(4.0)
-    assert enrolment is None and enroller.failure.kind is Kind.UNREACHABLE
+    enroller = await bed.refused(then_s=PEACE_S)
+    assert enroller.failure.kind is Kind.UNREACHABLE
     assert enroller.failure.retry_after_s == 40.0
     assert len([r for r in server.requests if r.body]) == 1
 
@@ -257,7 +258,7 @@ class TestClock:
     async def test_a_clock_that_is_decades_behind_lets_the_box_in_and_is_put_right(self, bed: Bed) -> None:
         await bed.serve()
         bed.now = 86_400.0
-        assert (await bed.enrol())[0] is not None
+        await bed.enrol()
         assert FileStore(bed.state).load_clock_floor() == NOW.timestamp()
 
     async def test_a_clock_that_is_years_ahead_is_said(self, bed: Bed) -> None:
@@ -267,7 +268,7 @@ class TestClock:
         assert enroller.failure.kind is Kind.CLOCK
         assert "2050-01-01" in enroller.conditions()[0].reason
         bed.now = None
-        assert (await bed.enrol())[0] is not None, "once it is right"
+        await bed.enrol()  # once it is right
 
 
 async def test_no_dns(bed: Bed) -> None:
@@ -281,7 +282,7 @@ async def test_no_dns(bed: Bed) -> None:
     assert "controller.example" in enroller.conditions()[0].reason
     # With an address beside the name it needs no DNS.
     bed.token = bed.token_for(server.url.replace("127.0.0.1", "controller.example"), server.url)
-    assert (await bed.enrol(2.0, Names(FakeStore(), dead)))[0] is not None
+    await bed.enrol(Names(FakeStore(), dead))
 
 
 async def test_nobody_there(bed: Bed) -> None:

@@ -310,18 +310,18 @@ async def test_a_dummy_device_comes_and_goes(bed: Bed) -> None:
 
 
 async def test_links_are_read_quickly_beside_many_routes() -> None:
-    """Decoding 2,000 routes in full takes more than 100 ms."""
+    """Decoding 2,000 routes in full takes more than 100 ms of a processor."""
     lines = [f"route add unreachable 10.{number >> 8}.{number & 255}.0/24 table 254" for number in range(2000)]
     await trio.run_process(["ip", "-batch", "-"], stdin="\n".join(lines).encode())
     try:
         port = Netlink()
         await port.links()
-        took_s = []
+        spent_s = []
         for _ in range(5):
-            began = time.perf_counter()
+            began = time.process_time()
             await port.links()
-            took_s.append(time.perf_counter() - began)
-        assert min(took_s) < 0.05
+            spent_s.append(time.process_time() - began)
+        assert min(spent_s) < 0.05
     finally:
         ip("route", "flush", "table", "254", "type", "unreachable")
 

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import trio
+import trio.testing
 
 from cpe_agent.core.packet_filter import between
 from cpe_agent.edge.tap import HEADERS_BYTES, WHOLE_BYTES, Tap, Tapped
@@ -38,6 +39,7 @@ def send(source: str, to: str, payload: bytes) -> None:
 
 
 async def tapped(path: Path, packets_max: int, snap: int, *sent: tuple[str, str, bytes]) -> Tapped:
+    """For tests whose clock jumps: it is over when nothing is left to be read."""
     tap = Tap(["lo"], PROGRAM, path, packets_max, snap)
     for one in sent:
         send(*one)
@@ -46,7 +48,7 @@ async def tapped(path: Path, packets_max: int, snap: int, *sent: tuple[str, str,
     return tap.close()
 
 
-async def test_what_was_asked_for_both_ways(tmp_path: Path) -> None:
+async def test_what_was_asked_for_both_ways(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     path = tmp_path / "x.pcap"
     sent = ((HERE, THERE, b"one"), (OTHER, THERE, b"other"), (THERE, HERE, b"two" * 100), (HERE, OTHER, b"other"))
     found = await tapped(path, 100, WHOLE_BYTES, *sent)
@@ -59,14 +61,14 @@ async def test_what_was_asked_for_both_ways(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
-async def test_by_default_only_headers_are_kept(tmp_path: Path) -> None:
+async def test_by_default_only_headers_are_kept(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     path = tmp_path / "x.pcap"
     await tapped(path, 100, HEADERS_BYTES, (HERE, THERE, b"patient" * 100))
     longest = max(records(path), key=lambda record: record[1])
     assert (longest[1], len(longest[2])) == (28 + 700, HEADERS_BYTES)
 
 
-async def test_a_full_file_ends_it(tmp_path: Path) -> None:
+async def test_a_full_file_ends_it(tmp_path: Path, autojump_clock: trio.testing.MockClock) -> None:
     path = tmp_path / "x.pcap"
     with trio.fail_after(5):
         found = await tapped(path, 3, WHOLE_BYTES, *[(HERE, THERE, b"x")] * 10)
