@@ -88,9 +88,10 @@ class Services(msgspec.Struct, frozen=True):
 class Cells:
     """One writer each: document, standing (loops.confirm); controller (loops.follow); certificate (loops.renew);
     clock_floor (loops.clock); links (loops.links); readiness (loops.readiness); plan (loops.planning); charon, targets,
-    duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); broken (loops.ipsec);
-    active, moves, steering, measure, outages (loops.steering); usages, budgets, overhead (loops.metering); own_uplink
-    (loops.own_way); services (loops.services); taken_out (loops.drill); charon_care (loops.charon_care)."""
+    in_hand, duplicates, silent (loops.reconcile); verdicts (loops.probing); path_mtus (loops.pathmtu); broken
+    (loops.ipsec); active, moves, steering, measure, outages (loops.steering); usages, budgets, overhead
+    (loops.metering); own_uplink (loops.own_way); services (loops.services); taken_out (loops.drill); charon_care
+    (loops.charon_care)."""
 
     def __init__(self) -> None:
         self.document: Cell[Document | None] = Cell(None)
@@ -104,6 +105,8 @@ class Cells:
         self.charon: Cell[Charon | None] = Cell(None)
         self.duplicates: Cell[tuple[Condition, ...]] = Cell(())
         self.targets: Cell[dict[str, TargetState]] = Cell({})
+        # The plan that targets speak of: a newer one waits until what is under way has been done.
+        self.in_hand: Cell[Plan | None] = Cell(None)
         self.verdicts: Cell[Verdicts] = Cell(Verdicts())
         # IKE_SAs (unique ids) that lack in the kernel what they need.
         self.broken: Cell[frozenset[int]] = Cell(frozenset())

@@ -74,8 +74,7 @@ class Reconciler:
         self._rules_target = Target(RULES, cells)
         self._routes_target = Target(ROUTES, cells)
         self._tunnels_target = Target(TUNNELS, cells)
-        self.tunnels_bell = Bell()
-        self._traffic_bell = Bell()
+        self.tunnels_bell, self._traffic_bell = Bell(), Bell()
         self._tunnels_lock = trio.Lock()
         self._attempts: tunnels.Attempts = {}
         # Traffic children by path, as last started.
@@ -116,12 +115,13 @@ class Reconciler:
     async def _keep_rules_and_routes(self) -> None:
         self.bell.ring("plan")
         planned: Plan | None = None
+        look_at = -math.inf
         while True:
             self.progress.made(RULES)
-            until = min(trio.current_time() + BACKSTOP_S, self._rules_target.retry_at, self._routes_target.retry_at)
-            names = await self.bell.wait(until) or {RULES, ROUTES}
-            plan = self._cells.plan.value
-            if plan is None:
+            names = await self.bell.wait(min(look_at, self._rules_target.retry_at, self._routes_target.retry_at))
+            if not names or trio.current_time() >= look_at:  # news of one puts off no look at the other
+                names, look_at = {*names, RULES, ROUTES}, trio.current_time() + BACKSTOP_S
+            if (plan := self._cells.plan.value) is None:
                 await self._close_without_document()
                 self.firewall_seen_to.set()
                 continue
@@ -133,6 +133,7 @@ class Reconciler:
                 if not self._only_rules_differ(plan):
                     self._routes_target.asked()
                     self._tunnels_target.asked()
+                self._cells.in_hand.set(plan)
             self._links_target.seen(not hindering(plan.conditions))
             opening: Sequence[FirewallOp] = ()
             # Until the rules were looked at nobody knows that the door is locked, and routes would stop forwarding.

@@ -68,8 +68,9 @@ class Reporter:
         cells = self._cells
         plan, charon = cells.plan.value, cells.charon.value or Charon()
         document = cells.document.value
-        # What was in sync with the document before is not known to be so with this one.
-        planned = (plan.document if plan else None) is document
+        # What was in sync with the document or the plan before is not known to be so with this one.
+        in_hand = cells.in_hand.value
+        planned = (plan.document if plan else None) is document and (in_hand is plan or in_hand == plan)
         drops, packets, volumes = await self._counters(document)
         return Status(
             site=self._site,

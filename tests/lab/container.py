@@ -191,15 +191,25 @@ class Container:
 
 
 def wait_until(what: str, check: Callable[[], object], timeout_s: float, interval_s: float = 0.02) -> None:
-    """Ask `check()` until it is true. LabError that names `what` after `timeout_s`.
+    """Ask `check()` until it is true. LabError that names `what` if it is not when asked after `timeout_s`: on a
+    machine that stands still the time may be over since it was asked last.
 
     A slow machine is asked less often: it would be busy with nothing but answers.
     """
     deadline = time.monotonic() + patience(timeout_s)
-    while not check():
-        if time.monotonic() > deadline:
+    while True:
+        last = time.monotonic() > deadline
+        if check():
+            return
+        if last:
             raise LabError(f"{what}: not within {timeout_s} s")
         time.sleep(patience(interval_s))
+
+
+def listens(path: Path) -> bool:
+    """Can one connect to this UNIX socket? It is there before that: who is between bind and listen refuses."""
+    with socket.socket(socket.AF_UNIX) as client:
+        return client.connect_ex(str(path)) == 0
 
 
 @contextlib.contextmanager

@@ -87,7 +87,8 @@ class Demo:
 
     def pages(self) -> Measured:
         lab = self._lab
-        # Whichever hub was there first serves what both serve, until failback.
+        # Whichever hub was there first serves what both serve, until failback; a page that is under way then ends.
+        self._at_the_centre()
         wanted = {"10.10.0.10": (SERVER,), "10.20.0.10": ("cloud-server",), "10.50.0.10": (SHARED, SHARED_TWIN)}
         right = 0
         began = time.monotonic()
@@ -172,8 +173,7 @@ class Demo:
 
     def hub_dies(self) -> Measured:
         lab = self._lab
-        for site in ("hospital-1", "van-1"):
-            watch.wait_for(lab, site, "rides on the centre", watch.carried(TO_BOTH, peer="centre"), RETURN_S)
+        self._at_the_centre()
         with lab.flow(HOST, SHARED, twin=SHARED_TWIN) as flow:
             flow.wait_flowing(MOVE_S)
             self._say("kill -9 of everything on the hub at the centre")
@@ -233,6 +233,10 @@ class Demo:
         routers = sum(len(site.uplinks) for site in self._lab.network.sites) + 1
         words = ", ".join(f"{packets} at {router}" for router, packets in leaked.items()) or "0 packets"
         return Measured(f"{words}, counted in {routers} routers of the internet", not leaked)
+
+    def _at_the_centre(self) -> None:
+        for site in ("hospital-1", "van-1"):
+            watch.wait_for(self._lab, site, "rides on the centre", watch.carried(TO_BOTH, peer="centre"), RETURN_S)
 
     def _unlisted_at(self, site: str) -> int:
         return watch.status(self._lab, site).dropped_packets.get("unlisted", 0)

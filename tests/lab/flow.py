@@ -139,8 +139,10 @@ class Flow:
 
     def stop(self) -> FlowResult:
         """End it and say what was lost. Waits for packets under way, by `linger_ms`."""
-        for process, _ in self._ends:
-            process.signal(signal.SIGTERM)
+        # No end stops listening before all have stopped sending, however long that takes here.
+        for number in (signal.SIGTERM, signal.SIGUSR1):
+            for process, _ in self._ends:
+                process.signal(number)
         client, *servers = (_outcome(self.name, process, log, self._linger_s + 15) for process, log in self._ends)
         self._result = FlowResult(up=join(client, all_heard(servers)), down=join(all_sent(servers), client))
         return self._result
@@ -203,7 +205,10 @@ def join(sender: dict[str, Any], receiver: dict[str, Any]) -> Direction:
 
 
 def all_heard(servers: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a server and its twin received, as if they were one."""
+    """What a server and its twin received, as if they were one. The order in which one has heard is kept: it is the
+    socket's, and stamps of packets that came together are not to the microsecond."""
+    if len(servers) == 1:
+        return {"arrivals": servers[0]["arrivals"]}
     arrivals = [arrival for server in servers for arrival in server["arrivals"]]
     return {"arrivals": sorted(arrivals, key=lambda arrival: arrival[1])}
 

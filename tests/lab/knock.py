@@ -1,15 +1,14 @@
 """Who answers, and where? Knocks at ports of one address, as a stranger on the internet would.
 
 Stand-alone, standard library only: runs in a namespace of the lab. Sends an IKE_SA_INIT to UDP 4500 and 500, a few
-bytes to other UDP ports, an ICMP echo request, and opens TCP connections; all at once, three times, within `--seconds`.
-Anything that comes back counts, also a refusal (RST, ICMP error): a closed door must look like no door. Prints one JSON
-object: {"answered": {"udp/4500": "IKE_SA_INIT response", ...}, "asked": N}.
+bytes to other UDP ports, an ICMP echo request, and opens TCP connections; all at once, three times, within `--seconds`
+or until all have answered. Anything that comes back counts, also a refusal (RST, ICMP error): a closed door must look
+like no door. Prints one JSON object: {"answered": {"udp/4500": "IKE_SA_INIT response", ...}, "asked": N}.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import errno
 import json
 import os
@@ -40,6 +39,8 @@ def main() -> None:
         for door in doors:
             door.knock()
         _listen(doors, started + arguments.seconds * (turn + 1) / _RETRIES)
+        if all(door.answer for door in doors):
+            break
     answered = {door.name: door.answer for door in doors if door.answer}
     print(json.dumps({"answered": answered, "asked": len(doors)}))
 
@@ -138,12 +139,12 @@ def _listen(doors: list[Door], until: float) -> None:
     by_descriptor = {door.socket.fileno(): door for door in doors if not door.answer}
     for descriptor, door in by_descriptor.items():
         poll.register(descriptor, select.POLLOUT if door.name.startswith("tcp") else select.POLLIN)
-    while (left_s := until - time.monotonic()) > 0:
+    while by_descriptor and (left_s := until - time.monotonic()) > 0:
         for descriptor, _ in poll.poll(left_s * 1000):
             by_descriptor[descriptor].listen()
             if by_descriptor[descriptor].answer:
-                with contextlib.suppress(KeyError):
-                    poll.unregister(descriptor)
+                poll.unregister(descriptor)
+                del by_descriptor[descriptor]
 
 
 if __name__ == "__main__":

@@ -2,8 +2,9 @@
 
 Stand-alone, standard library only: runs in a sender's namespace. Packets are made by hand on a raw socket, so that no
 local rule or missing listener changes what is offered, and carry `--dscp`, by which the lab counts them where they
-enter a site and where they arrive. Prints how many it handed to the kernel, as JSON. `--many` makes many offers, one
-after the other: standard input is then a JSON list of objects with the other options by name.
+enter a site and where they arrive. Packet n leaves n intervals after the first, however late the one before was. Says
+"ready" on standard error when it begins, and prints how many it handed to the kernel, as JSON. `--many` makes many
+offers, one after the other: standard input is then a JSON list of objects with the other options by name.
 """
 
 from __future__ import annotations
@@ -30,8 +31,10 @@ def main() -> None:
     else:
         offers = [_options()]
     sent = refused = 0
+    print("ready", file=sys.stderr, flush=True)
     with socket.socket(socket.AF_INET, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
         for offer in offers:
+            began_s = time.monotonic()
             for index in range(offer.count):
                 for packet in packets(offer, index):
                     try:
@@ -39,7 +42,8 @@ def main() -> None:
                         sent += 1
                     except OSError:
                         refused += 1  # the sender's own kernel would not
-                time.sleep(offer.interval_ms / 1000)
+                due_s = began_s + (index + 1) * offer.interval_ms / 1000
+                time.sleep(max(0.0, due_s - time.monotonic()))
     with contextlib.suppress(BrokenPipeError):
         print(json.dumps({"sent": sent, "refused": refused}))
 

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from cpe_agent.model.dataplane import Backend
-from tests.lab.container import Completed, Container, LabError, wait_until
+from tests.lab.container import Completed, Container, LabError, listens, wait_until
 from tests.lab.daemon import Command, Daemon
 from tests.lab.faults import RunningUplink
 from tests.lab.init import LOGS
@@ -125,8 +125,7 @@ class RunningSite:
         return self.ipsec.device not in self.run("ip", "link").stdout
 
     def _charon_answers(self) -> bool:
-        socket = self._container.path(str(self.vici_socket))
-        return self.charon.running and socket.exists()
+        return listens(self._container.path(str(self.vici_socket))) and self.charon.running
 
     def _charon(self) -> Command:
         from cpe_agent.edge.ipsec import strongswan_conf

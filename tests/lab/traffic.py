@@ -7,7 +7,8 @@ Standard output is one JSON object per line: {"ready": true}, then progress ever
 result: {"sent", "first_sent_ns", "last_sent_ns", "arrivals": [[sequence, arrived_ns, sent_ns], ...]}. All times are
 CLOCK_MONOTONIC, which all namespaces share; arrivals are stamped by the kernel, not when this process got round to it.
 
-SIGTERM (or `--seconds`) ends the sending; it then listens for `--linger-ms` more for what is still under way.
+SIGTERM ends the sending; SIGUSR1 says that the other end sends no more either: it then listens for `--linger-ms` more
+for what is still under way. `--seconds` is the time for both.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _HEADER = struct.Struct("!4sIQ")  # magic, sequence, when it was sent (ns)
 _SO_TIMESTAMPNS = 35  # the socket module does not name it; the same on every Linux that Debian runs on but sparc, hppa
 _TIMESPEC = struct.Struct("@qq")
 _PROGRESS_NS = 100_000_000
+_READINGS, _TOGETHER_NS = 10, 50_000
+_LOOK_NS = 10_000_000  # between looks at whether it was told something
 
 Address = tuple[str, int]
 
@@ -56,8 +59,11 @@ def main() -> None:
         family=socket.AF_INET6 if arguments.ipv6 else socket.AF_INET,
     )
     signal.signal(signal.SIGTERM, lambda _number, _frame: end.stop())
+    signal.signal(signal.SIGUSR1, lambda _number, _frame: end.all_stopped())
+    until_ns = time.monotonic_ns() + round(arguments.seconds * 1e9)
     print(json.dumps({"ready": True}), flush=True)
-    end.send_and_receive(time.monotonic_ns() + round(arguments.seconds * 1e9))
+    end.send_and_receive(until_ns)
+    end.receive_until_all_stopped(until_ns)
     end.receive_until(time.monotonic_ns() + round(arguments.linger_ms * 1e6))
     print(json.dumps(end.result()), flush=True)
 
@@ -71,6 +77,7 @@ class End:
         self._padding = padding
         self._first = first
         self._stopped = False
+        self._all_stopped = False
         self._sent = 0
         self._first_sent_ns = 0
         self._last_sent_ns = 0
@@ -85,6 +92,9 @@ class End:
 
     def stop(self) -> None:
         self._stopped = True
+
+    def all_stopped(self) -> None:
+        self._stopped = self._all_stopped = True
 
     def send_and_receive(self, until_ns: int) -> None:
         """Packet n leaves at start + n * interval, however late the one before was."""
@@ -104,9 +114,15 @@ class End:
                 progress_ns = now
                 print(json.dumps({"at_ns": now, "sent": self._sent, "received": len(self._arrivals)}), flush=True)
 
+    def receive_until_all_stopped(self, until_ns: int) -> None:
+        while not self._all_stopped and (now := time.monotonic_ns()) < until_ns:
+            self._receive(min(until_ns, now + _LOOK_NS))
+
     def receive_until(self, until_ns: int) -> None:
         while time.monotonic_ns() < until_ns:
             self._receive(until_ns)
+        # What came while this process stood still.
+        self._receive(until_ns)
 
     def result(self) -> dict[str, object]:
         return {
@@ -146,8 +162,18 @@ def _arrived_ns(ancillary: list[tuple[int, int, bytes]]) -> int:
     for level, kind, value in ancillary:
         if level == socket.SOL_SOCKET and kind == _SO_TIMESTAMPNS:
             seconds, nanoseconds = map(int, _TIMESPEC.unpack(value[: _TIMESPEC.size]))
-            return time.monotonic_ns() - (time.time_ns() - (seconds * 1_000_000_000 + nanoseconds))
+            return _monotonic_ns(seconds * 1_000_000_000 + nanoseconds)
     return time.monotonic_ns()
+
+
+def _monotonic_ns(wall_ns: int) -> int:
+    """The clocks are read one after the other, and a busy machine may let others run in between: then once more."""
+    before, wall_now, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+    for _ in range(_READINGS):
+        if after - before < _TOGETHER_NS:
+            break
+        before, wall_now, after = time.monotonic_ns(), time.time_ns(), time.monotonic_ns()
+    return after - (wall_now - wall_ns)
 
 
 if __name__ == "__main__":

@@ -35,6 +35,8 @@ def wait_for(lab: Lab, site: str, what: str, predicate: Predicate, timeout_s: fl
     comes in time. An agent that does not answer is asked again."""
     deadline = time.monotonic() + patience(timeout_s)
     while True:
+        # Before it is asked: on a machine that stands still the answer may be older than the time's end.
+        over = time.monotonic() > deadline
         try:
             report = status(lab, site)
             if predicate(report):
@@ -42,7 +44,7 @@ def wait_for(lab: Lab, site: str, what: str, predicate: Predicate, timeout_s: fl
             last = _troubles(report)
         except EdgeError as error:
             last = error.cause
-        if time.monotonic() > deadline:
+        if over:
             raise LabError(f"{site}: {what}: not within {timeout_s:g} s; last: {last}")
         time.sleep(_INTERVAL_S)
 
@@ -73,6 +75,7 @@ def wait_all_up(
     waiting = dict.fromkeys(lab.sites if sites is None else sites, "it has not answered yet")
     deadline = time.monotonic() + patience(timeout_s)
     while True:
+        over = time.monotonic() > deadline
         for site in list(waiting):
             try:
                 report = status(lab, site)
@@ -86,7 +89,7 @@ def wait_all_up(
                 del waiting[site]
         if not waiting:
             return
-        if time.monotonic() > deadline:
+        if over:
             last = "; ".join(f"{site}: {words}" for site, words in waiting.items())
             raise LabError(f"not everything is up within {timeout_s:g} s; last: {last}")
         time.sleep(_INTERVAL_S)
@@ -107,8 +110,9 @@ def carried(bundle: str, *, uplink: str | None = None, peer: str | None = None) 
         active = active_path(report, bundle)
         if active is None:
             return False
-        path = next(path for path in report.paths if path.path == active)
-        return uplink in (None, path.uplink) and peer in (None, path.peer)
+        # A path that has just gone may carry it for one report more.
+        paths = (path for path in report.paths if path.path == active)
+        return any(uplink in (None, path.uplink) and peer in (None, path.peer) for path in paths)
 
     return predicate
 

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import struct
+import subprocess
+import sys
+import time
+from pathlib import Path
 
+from tests.lab import recorder
 from tests.lab.capture import Wire, parse
 from tests.lab.recorder import RECORD
 
@@ -40,3 +46,26 @@ def test_that_packets_are_read_back() -> None:
         (4, True, "fd00:102::10", "2001:db8::1", 17, 7009),
         (5, True, "10.102.0.10", "203.0.113.202", None, None),
     ]
+
+
+def test_that_a_packet_has_the_time_at_which_it_passed(tmp_path: Path) -> None:
+    """Also if the recorder stands still for a while, as on a busy machine."""
+    file = tmp_path / "packets"
+    argv = [sys.executable, "-S", recorder.__file__, "--interface", "lo", "--to", str(file), "--most", "1000"]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as running:
+        try:
+            assert running.stdout is not None and running.stdout.readline() == b'{"ready": true}\n'
+            running.send_signal(signal.SIGSTOP)
+            with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+                began_ns = time.monotonic_ns()
+                sender.sendto(b"now", ("127.0.0.1", 7009))
+                sent_ns = time.monotonic_ns()
+            time.sleep(0.5)
+            running.send_signal(signal.SIGCONT)
+            running.send_signal(signal.SIGTERM)
+            assert running.wait(10) == 0
+        finally:
+            running.kill()
+    passed = [packet.at_ns for packet in parse(Wire("here", "lo"), file.read_bytes()) if packet.port == 7009]
+    # It leaves the interface and comes in by it. Clocks are read one after the other, hence a moment's grace.
+    assert len(passed) == 2 and all(began_ns - 10**8 <= at_ns <= sent_ns + 10**8 for at_ns in passed)

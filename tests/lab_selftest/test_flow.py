@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
 
+from tests.lab.container import Process
 from tests.lab.flow import TWIN_FIRST, all_heard, all_sent, join
+from tests.lab.lab import Lab
 
 MS = 1_000_000
 
@@ -81,3 +84,18 @@ def test_a_twin_that_never_spoke_counts_for_nothing() -> None:
     assert join(all_sent([_sender(3), silent]), _receiver([0, 1, 2])).longest_gap_ms == 10.0
     late = {"arrivals": [[TWIN_FIRST, 1001 * MS, 0], [TWIN_FIRST + 1, 1011 * MS, 0]]}
     assert join(all_sent([silent, _sender(3)]), late).lost_ranges == ((2, 2),)
+
+
+def test_that_ends_which_are_told_late_to_stop_lose_nothing(bare_lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a machine that stands still between one and the other, for longer than an end listens."""
+    tell = Process.signal
+
+    def tell_late(process: Process, *arguments: Any, **more: Any) -> None:
+        tell(process, *arguments, **more)
+        time.sleep(0.3)
+
+    with bare_lab.flow("hospital-1", "controller", linger_ms=200) as flow:
+        flow.wait_flowing(5)
+        monkeypatch.setattr(Process, "signal", tell_late)
+        result = flow.stop()
+    assert (result.lost, result.down.sent > result.up.sent) == (0, True)

@@ -129,6 +129,28 @@ async def test_another_document_is_not_in_sync_before_it_is_carried_out(autojump
         assert (False, True) not in seen
 
 
+async def test_nor_one_that_comes_while_something_else_is_carried_out(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(5)
+        world.kernel_takes_s = 0.5
+        # The loop of rules and routes is in the middle of a pass when the plan changes.
+        agent.cells.own_uplink.set("lte")
+        await trio.sleep(0.1)
+        document = branch(version=9, site_address="10.255.101.9")
+        world.publish(document)
+        seen = []
+        for _ in range(500):
+            await trio.sleep(0.01)
+            if agent.cells.document.value == document:
+                report = await agent.status()
+                held = document.site_address in str((await world.routes.read()).addresses)
+                seen.append((held, all(target.in_sync for target in report.targets)))
+        assert (False, False) in seen and seen[-1] == (True, True)
+        assert (False, True) not in seen
+
+
 async def test_an_uplink_that_is_gone_is_told_of_the_links(autojump_clock: MockClock) -> None:
     world = World()
     world.publish(branch())
@@ -141,6 +163,19 @@ async def test_an_uplink_that_is_gone_is_told_of_the_links(autojump_clock: MockC
             world.routes.set_link(link)
         await trio.sleep(60)
         assert await _out_of_sync(agent) == set()
+
+
+async def test_that_a_look_is_not_put_off_by_news_of_something_else(autojump_clock: MockClock) -> None:
+    world = World()
+    world.publish(branch())
+    async with world.agent() as agent:
+        await trio.sleep(5)
+        # Nobody tells of it.
+        world.routes.foreign_routes.add(Route(15500, "10.20.0.0/24", "wired", metric=100))
+        for _ in range(3):
+            await trio.sleep(4)
+            world.firewall.change(world.firewall.table)
+        assert await _out_of_sync(agent) == {"routes"} == await _verified(agent)
 
 
 async def test_what_others_put_in_our_way_is_told_and_left_alone(autojump_clock: MockClock) -> None:

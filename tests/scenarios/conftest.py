@@ -17,6 +17,8 @@ from tests.scenarios.looking import BEST, wait_at_rest
 START_S = 30.0
 # A dialler that was kept waiting asks again after at most some 15 s; then a path earns its failback.
 RECOVERY_S = 40.0
+# A controller that was away is asked again after at most 30 s; a document on trial may have to wait for it.
+HEARD_S = 60.0
 
 _failed = pytest.StashKey[bool]()
 
@@ -78,11 +80,18 @@ def kernel_lab(small_lab: Lab, request: pytest.FixtureRequest) -> Iterator[Lab]:
 
 
 def wait_whole(lab: Lab, timeout_s: float = RECOVERY_S) -> None:
-    """Until every path is up and every bundle is on its best one, and on no other any more."""
+    """Until every path is up and every bundle is on its best one, and on no other any more; and until no site has a
+    document on trial, which another failure would have it give up, or still waits to ask a controller that was away."""
     watch.wait_all_up(lab, timeout_s)
     for site, best in BEST.items():
         watch.wait_for(lab, site, "every bundle is on its best path", partial(_all_on, best), timeout_s)
         wait_at_rest(lab, site)
+    for site in lab.sites:
+        watch.wait_for(lab, site, "it obeys for good, and hears the controller", _is_settled, HEARD_S)
+
+
+def _is_settled(report: Status) -> bool:
+    return report.document_confirmed and "ControllerUnreachable" not in {one.type for one in report.conditions}
 
 
 def forget_failures(lab: Lab) -> None:

@@ -16,7 +16,7 @@ from typing import IO
 from cpe_agent.model.condition import Severity, Status
 from tests.lab import watch
 from tests.lab.commands import BIN, put, tool
-from tests.lab.container import REPOSITORY, Completed, Container, Process, wait_until
+from tests.lab.container import REPOSITORY, Completed, Container, Process, listens, wait_until
 from tests.lab.lab import Lab
 
 # Pages whose commands tests/scenarios/test_documented.py runs, all but those that others run. The other README has the
@@ -53,7 +53,8 @@ AT_A_BRANCH = (
     "cpe-agent boot",
     "cpe-agent status --all",
     "cpe-agent status lte",
-    "timeout --preserve-status -s INT 3 cpe-agent status --watch",
+    # Long enough for it to be there: what is interrupted before that ends otherwise.
+    "timeout --preserve-status -s INT 8 cpe-agent status --watch",
     "cpe-agent verify --json",
     # As the controller hands it out: without the agent's own line about it.
     "sed 1d /run/$SITE/state/document >another.json && cpe-agent plan another.json",
@@ -160,7 +161,7 @@ class Alone:
         with open(self.container.path("/run/lab/logs/controller.log"), "wb") as log:
             self._serving = self.container.spawn(typed("exec cpe-controller serve"), stdout=log)
         socket = self.container.path("/run/cpe-controller/control.sock")
-        wait_until("the controller takes commands", socket.exists, UP_S)
+        wait_until("the controller takes commands", lambda: listens(socket), UP_S)
 
     def end(self) -> None:
         if self._serving is not None:

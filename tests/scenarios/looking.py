@@ -15,8 +15,10 @@ BEST = {
     "hospital-1": {"centre": "wired.centre.wan", "cloud": "wired.cloud.wan", "centre+cloud": "wired.centre.wan"},
     "van-1": {"centre": "lte.centre.wan", "cloud": "lte.cloud.wan", "centre+cloud": "lte.centre.wan"},
 }
-# What was left by a move to another hub goes after some two seconds, when nothing is in the way.
+# What was left by a move to another hub goes after some two seconds, when nothing is in the way; by then a path is
+# measured too, and the router's own packets follow the paths.
 REST_S = 20.0
+_TO_TUNNELS, _OWN_WAY = "15500", "15502"  # tables of the agent's
 CENTRE_PAGE, CLOUD_PAGE, SHARED_PAGE = "http://10.10.0.10/", "http://10.20.0.10/", "http://10.50.0.10/"
 
 
@@ -48,10 +50,27 @@ def at_rest(lab: Lab, site: str) -> DataPlane:
 
 
 def wait_at_rest(lab: Lab, site: str) -> None:
-    """Until none of the branch's bundles is carried twice: for a moment after a move to another hub each may be. Of a
-    hub nothing is asked: it holds what its branches do."""
+    """Until a branch that is on its best paths has done all that follows: for a moment after a move to another hub each
+    of its bundles may be carried twice; what its paths carry is measured when they are up, and the way of its own
+    packets chosen. Of a hub nothing is asked: it holds what its branches do."""
     if site in BEST:
-        wait_until(f"{site} is at rest", lambda: _carried_once(_sas(lab, site)), REST_S, 0.2)
+        wait_until(f"{site} is at rest", lambda: _rests(lab, site), REST_S, 0.2)
+
+
+def _rests(lab: Lab, site: str) -> bool:
+    uplink = BEST[site]["centre"].partition(".")[0]
+    own_way = _routes(lab, site, _OWN_WAY)
+    if not own_way or any(f" dev {uplink} " not in route for route in own_way):
+        return False
+    measured = {route.split()[0] for route in _routes(lab, site, _TO_TUNNELS) if " mtu " in route}
+    behind_hubs = {str(lan.subnet) for hub in lab.network.sites if hub.role == "hub" for lan in hub.lans}
+    return behind_hubs <= measured and _carried_once(_sas(lab, site))
+
+
+def _routes(lab: Lab, site: str, table: str) -> list[str]:
+    # There is no such table while it is empty.
+    told = lab.site(site).run("ip", "-o", "-4", "route", "show", "table", table, check=False).stdout
+    return [f"{line} " for line in told.splitlines()]
 
 
 def _sas(lab: Lab, site: str) -> str:
@@ -64,12 +83,13 @@ def _carried_once(sas: str) -> bool:
 
 
 def _that_live(sas: str) -> Iterator[str]:
-    """IKE_SAs and their CHILD_SAs, without what has been ended already and only waits for its peer's answer."""
+    """IKE_SAs and their CHILD_SAs, without what has been ended already and only waits for its peer's answer, and
+    without set-ups at a hub that does not know yet whose they are, or whose dialler has given them up."""
     ended = False
     for indent, name, state in re.findall(r"^( *)(\S+: #\d+), (?:reqid \d+, )?([A-Z]+)", sas, re.MULTILINE):
         # "cpe-wired...: #3, ESTABLISHED", and under it "  probe: #7, reqid 2, INSTALLED".
         if not indent:
-            ended = state == "DELETING"
+            ended = state == "DELETING" or name.startswith("(unnamed)")
         if not ended:
             yield name
 

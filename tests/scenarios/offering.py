@@ -16,7 +16,7 @@ from pathlib import Path
 
 from tests.lab import offer, traffic
 from tests.lab.capture import Packet, Recording, Wire, host_wire, uplink_wire
-from tests.lab.container import Process
+from tests.lab.container import Process, wait_until
 from tests.lab.init import LOGS
 from tests.lab.lab import Lab
 from tests.lab.leaks import PRIVATE6
@@ -25,6 +25,7 @@ from tests.lab.topology import Network
 from tests.lab.wiring import TO_CPE
 
 RATE = round(100 / max(1.0, FACTOR / 2))  # nine streams and their recorders are more than a slow machine can do
+START_S = 20.0
 SECONDS = 600  # no test takes as long; whoever is left over ends by itself
 LISTED_PORT = 7000
 PRIVATE = IPv4Network("10.0.0.0/8")
@@ -71,22 +72,33 @@ def wires(network: Network, sites: Sequence[str]) -> list[Wire]:
 
 @contextlib.contextmanager
 def offered(lab: Lab) -> Iterator[None]:
-    """Offer all streams until the end of the with block. Somebody listens at the end of the listed one."""
+    """Offer all streams until the end of the with block, which begins when all are there. Somebody listens at the end
+    of the listed one."""
     processes: list[Process] = []
+    logs: list[Path] = []
+
+    def start(namespace: str, name: str, script: Path, argv: Sequence[str]) -> None:
+        log = lab.path(f"{LOGS}/offering-{namespace}-{name}.log")
+        with open(log, "wb") as stdout:
+            argv = [sys.executable, "-S", str(script), *argv]
+            processes.append(lab.container.spawn(argv, namespace=namespace, stdout=stdout))
+        logs.append(log)
+
     routes: list[tuple[str, str]] = []
     try:
         common = ["--rate", str(RATE), "--seconds", str(SECONDS), "--linger-ms", "0"]
         listener = ["--port", str(LISTED.port), *common]
-        processes.append(_start(lab, "centre-server", "listener", Path(traffic.__file__), listener))
+        start("centre-server", "listener", Path(traffic.__file__), listener)
         for stream in (LISTED, *UNLISTED):
             argv = ["--to", stream.to, "--port", str(stream.port), *common]
-            processes.append(_start(lab, stream.sender, str(stream.port), Path(traffic.__file__), argv))
+            start(stream.sender, str(stream.port), Path(traffic.__file__), argv)
         for stream in FROM_OUTSIDE:
             lead_in(lab, stream)
             routes.append((stream.sender, f"{stream.to}/32"))
             argv = ["--source", stream.source, "--to", stream.to, "--protocol", "udp", "--port", str(stream.port)]
             argv += ["--count", str(RATE * SECONDS), "--interval-ms", str(1000 / RATE), "--dscp", str(_UNUSED_DSCP)]
-            processes.append(_start(lab, stream.sender, str(stream.port), Path(offer.__file__), argv))
+            start(stream.sender, str(stream.port), Path(offer.__file__), argv)
+        wait_until("everything is offered", lambda: all(b"ready" in log.read_bytes() for log in logs), START_S)
         yield
     finally:
         for process in processes:
@@ -102,11 +114,6 @@ def lead_in(lab: Lab, stream: Stream) -> None:
     uplinks = [uplink for site in lab.sites.values() for uplink in site.uplinks.values()]
     via = next(str(uplink.address.ip) for uplink in uplinks if uplink.router == stream.sender)
     lab.run(stream.sender, "ip", "route", "replace", f"{stream.to}/32", "via", via, "dev", TO_CPE)
-
-
-def _start(lab: Lab, namespace: str, name: str, script: Path, argv: Sequence[str]) -> Process:
-    with open(lab.path(f"{LOGS}/offering-{namespace}-{name}.log"), "wb") as stdout:
-        return lab.container.spawn([sys.executable, "-S", str(script), *argv], namespace=namespace, stdout=stdout)
 
 
 def cleartext(recording: Recording) -> list[Packet]:

@@ -250,9 +250,10 @@ def _typed_in_the_lab(line: str) -> None:
             line, shell=True, cwd=ROOT, env=env, input=text, capture_output=True, text=True, timeout=60, check=False
         )
 
-    done = once()
-    if "cpe-agent" in line:
-        # It is up as a lab is that has just begun: the sites' own word, whatever it is, is an answer.
-        assert done.stdout, (line, done)
-    elif done.returncode != 0:
-        wait_until(line, lambda: once().returncode == 0, UP_S, 0.5)
+    def answers() -> bool:
+        done = once()
+        # A site's own word, whatever it is, is an answer.
+        return bool(done.stdout) if "cpe-agent" in line else done.returncode == 0
+
+    # It is up as a lab is that has just begun: an agent may still be starting, and a drill be refused.
+    wait_until(line, answers, UP_S, 0.5)

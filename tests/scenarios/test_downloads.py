@@ -94,7 +94,9 @@ def servers(lab: Lab) -> Iterator[list[Process]]:
         wait_until(f"{host} serves", lambda log=log: log.read_bytes() == b"ready\n", 10)  # type: ignore[misc]
     yield servers
     for server in servers:
-        server.signal(signal.SIGTERM)
+        # The next one needs its port.
+        server.signal(signal.SIGKILL)
+        server.wait(5)
         server.close()
 
 

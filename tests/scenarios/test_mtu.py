@@ -117,25 +117,23 @@ def lab(mtu_lab: Lab) -> Iterator[Lab]:
 
 
 def test_that_every_path_is_measured_and_routes_take_the_least(lab: Lab, kind: str) -> None:
-    report = watch.wait_for(lab, "hospital-1", "every path is measured", _measured, MEASURED_S)
+    report = _wait_known(lab, kind)
     sizes = {path.path: path.mtu for path in report.paths}
     fits = _fits(lab, kind)
     assert {size for path, size in sizes.items() if path.startswith("lte.")} == {fits}
     # 1,492 bytes take more than the TUN device.
     assert {size for path, size in sizes.items() if path.startswith("wired.")} == {WIRED_FITS[lab.backend.value]}
-    # A failover needs no new route: the least of all paths holds, at both ends, for IPv6 too.
-    for site, destination in (("hospital-1", SERVER_ADDRESS), ("hospital-1", "fd00:10::10"), ("centre", "10.101.0.10")):
-        wait_until(f"{site} knows", partial(_knows, lab, site, destination, fits), MEASURED_S)
     page = lab.run("hospital-1", "curl", "-sf", "--max-time", str(patience(3)), "http://127.0.0.1:9273/metrics").stdout
     exported = re.findall(r'^cpe_agent_path_mtu_bytes\{.*path="(\S+?)".*\} (\S+)$', page, re.MULTILINE)
     assert {path: float(size) for path, size in exported} == sizes
     # The other way round too: a hub measures who dials it.
-    assert _route_mtu(lab, "cloud", "10.105.0.10") == OVER_IPV6_FITS[lab.backend.value]
+    over_ipv6 = OVER_IPV6_FITS[lab.backend.value]
+    wait_until("cloud knows", partial(_knows, lab, "cloud", "10.105.0.10", over_ipv6), MEASURED_S)
 
 
 @pytest.mark.parametrize("uplink", ["wired", "lte"])
-def test_that_a_megabyte_passes_both_ways(lab: Lab, uplink: str) -> None:
-    watch.wait_for(lab, "hospital-1", "every path is measured", _measured, MEASURED_S)
+def test_that_a_megabyte_passes_both_ways(lab: Lab, uplink: str, kind: str) -> None:
+    _wait_known(lab, kind)
     other = "lte" if uplink == "wired" else "wired"
     lab.site("hospital-1").uplink(other).blackhole()
     watch.wait_for(lab, "hospital-1", f"all is on {uplink}", watch.carried("centre", uplink=uplink), MOVE_S)
@@ -149,7 +147,7 @@ def test_that_a_megabyte_passes_both_ways(lab: Lab, uplink: str) -> None:
 
 
 def test_that_a_host_learns_how_much_fits(lab: Lab, kind: str) -> None:
-    watch.wait_for(lab, "hospital-1", "every path is measured", _measured, MEASURED_S)
+    _wait_known(lab, kind)
     fits = _fits(lab, kind)
     lab.run(HOST, "ip", "route", "flush", "cache")
     lab.run(HOST, "ping", "-M", "do", "-c", "1", "-W", "2", "-s", str(fits - 28), SERVER_ADDRESS)
@@ -164,7 +162,7 @@ def test_that_a_host_learns_how_much_fits(lab: Lab, kind: str) -> None:
 
 
 def test_that_the_segment_size_is_clamped_both_ways(lab: Lab, kind: str) -> None:
-    watch.wait_for(lab, "hospital-1", "every path is measured", _measured, MEASURED_S)
+    _wait_known(lab, kind)
     # Each host's own SYN says 1,460; what arrives on the other one's LAN is what the routers made of it.
     for far, source in ((SERVER, "10.101.0.10"), (HOST, SERVER_ADDRESS)):
         assert _segment_size(lab, far, source) == _fits(lab, kind) - 40
@@ -212,6 +210,15 @@ def _fits(lab: Lab, kind: str) -> int:
 
 def _measured(report: Status) -> bool:
     return all(path.mtu is not None for path in report.paths)
+
+
+def _wait_known(lab: Lab, kind: str) -> Status:
+    """Until every path is measured, and routes know it. A failover needs no new route: the least of all paths holds, at
+    both ends, for IPv6 too."""
+    report = watch.wait_for(lab, "hospital-1", "every path is measured", _measured, MEASURED_S)
+    for site, destination in (("hospital-1", SERVER_ADDRESS), ("hospital-1", "fd00:10::10"), ("centre", "10.101.0.10")):
+        wait_until(f"{site} knows", partial(_knows, lab, site, destination, _fits(lab, kind)), MEASURED_S)
+    return report
 
 
 def _knows(lab: Lab, site: str, destination: str, size: int) -> bool:

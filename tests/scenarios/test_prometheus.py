@@ -22,7 +22,7 @@ from tests.lab.container import REPOSITORY
 from tests.lab.lab import Lab
 from tests.lab.pace import patience
 from tests.lab.prometheus import Prometheus
-from tests.scenarios.conftest import START_S
+from tests.scenarios.conftest import START_S, wait_whole
 from tests.scenarios.publishing import served
 
 CONFIGS = REPOSITORY / "configs" / "prometheus"
@@ -69,7 +69,7 @@ def seen() -> Iterator[Seen]:
             # An overlay address, which the router will only have once it has a document.
             (site.outside / "agent.yaml").write_text(yaml.safe_dump(settings | {"metrics": f"{at[name]}:{PORT}"}))
         lab.start()
-        watch.wait_all_up(lab, START_S)
+        wait_whole(lab, START_S)
         jobs = {"cpe-agent": {f"{address}:{PORT}": {"site": name} for name, address in at.items()}}
         inside = servers.enter_context(Prometheus(lab, SEER, jobs))
         beside = servers.enter_context(

@@ -36,14 +36,16 @@ SITES = ("hospital-1", "centre", "van-1")
 NEVER_S = 60.0
 AT_REST_EVERY = 5
 INTERVAL_S = 0.02
-FAULT_S = 3  # each takes about one, with its share of waiting for a rest
-# The oracle's own reading takes up to this long on a machine that is busy with six daemons.
-READING_MS = 400.0
+# By site and reader.
+Held = dict[str, dict[faults.Reader, oracle.Facts]]
+# Each takes one or two; a rest is waited for as long as an IKE_SA is dialled anew and traffic has earned its way back.
+FAULT_S, REST_S = 2, 30
 
 
 @dataclass(frozen=True)
 class Mended:
-    """`took_ms`: from before the fault until somebody who looked found it mended; None if nobody waited for it."""
+    """`took_ms`: how long after the fault somebody who looked still found it unmended; None if nobody waited. (When a
+    look began that found it mended says less: the look before it may have taken long.)"""
 
     number: int
     fault: Fault
@@ -52,7 +54,7 @@ class Mended:
 
     @property
     def in_time(self) -> bool:
-        return self.took_ms is None or self.took_ms <= patience(self.fault.mends_ms + READING_MS)
+        return self.took_ms is None or self.took_ms <= patience(self.fault.mends_ms)
 
     def __str__(self) -> str:
         took = "" if self.took_ms is None else f"{self.took_ms:6.0f} ms"
@@ -70,7 +72,7 @@ def lab(request: pytest.FixtureRequest) -> Iterator[Lab]:
             print(f"the lab's logs are in {running.save_logs()}")
 
 
-@pytest.mark.timeout(patience(120 + COUNT * FAULT_S))
+@pytest.mark.timeout(patience(120 + COUNT * FAULT_S + COUNT / AT_REST_EVERY * REST_S))
 def test_faults_in_a_row(lab: Lab, record_property: Callable[[str, object], None]) -> None:
     seed = int(os.environ.get("SEED", random.SystemRandom().randrange(1_000_000)))
     record_property("seed", seed)
@@ -79,25 +81,24 @@ def test_faults_in_a_row(lab: Lab, record_property: Callable[[str, object], None
     sites = [lab.site(name) for name in SITES]
     for site in sites:
         strangers.move_in(site)
-    wait_whole(lab)
-    before = {site.name: {reads: reads(site) for reads in faults.READERS} for site in sites}
+    before = _held(lab, sites)
     theirs = {site.name: strangers.possessions(site) for site in sites}
     told: list[Mended] = []
     with lab.flow("hospital-1-host", "centre-server", rate=50, seconds=3600) as flow:
         for number, fault in enumerate(_chosen(chance), 1):
             site = chance.choice(sites)
             seen = strangers.seen(site)
-            began_s = time.monotonic()
             fault.do(lab, site, random.Random(f"{seed} {number}"))  # how much chance one takes is not the next's matter
+            done_s = time.monotonic()
+            if fault.mends_ms <= LOOK_MS:
+                told.append(_mended(number, fault, site, before[site.name][fault.reads], done_s))
+            else:
+                # The next may come before this one is over: only a rest is waited for.
+                told.append(Mended(number, fault, site.name, None))
             if not fault.spares:
                 strangers.move_in(site)
             elif strangers.seen(site) < seen:
                 pytest.fail(f"{fault} at {site.name}: somebody else's counter began again")
-            if fault.mends_ms <= LOOK_MS:
-                told.append(_mended(number, fault, site, before[site.name][fault.reads], began_s))
-            else:
-                # The next may come before this one is over: only a rest is waited for.
-                told.append(Mended(number, fault, site.name, None))
             print(told[-1], flush=True)
             _none_leaked(lab, told)
             assert strangers.possessions(site) == theirs[site.name], str(told[-1])
@@ -114,6 +115,20 @@ def test_faults_in_a_row(lab: Lab, record_property: Callable[[str, object], None
     _none_leaked(lab, told)
     late = [mended for mended in told if not mended.in_time]
     assert not late, "mended late:\n" + "\n".join(map(str, late))
+
+
+def _held(lab: Lab, sites: list[RunningSite]) -> Held:
+    """What the sites hold at rest. It takes a second to read, in which a busy machine may lose a path for a moment: two
+    readings must agree."""
+    looks: list[Held] = []
+
+    def agree() -> bool:
+        wait_whole(lab)
+        looks.append({site.name: {reads: reads(site) for reads in faults.READERS} for site in sites})
+        return looks[-1] == (looks[-2] if len(looks) > 1 else None)
+
+    wait_until("two readings agree", agree, NEVER_S)
+    return looks[-1]
 
 
 def _is_verified(site: RunningSite) -> bool:
@@ -137,8 +152,9 @@ def _none_leaked(lab: Lab, told: list[Mended]) -> None:
         pytest.fail(f"private packets reached the internet:\n{lab.leaked_flows()}\nafter\n{after}")
 
 
-def _mended(number: int, fault: Fault, site: RunningSite, wanted: oracle.Facts, began_s: float) -> Mended:
+def _mended(number: int, fault: Fault, site: RunningSite, wanted: oracle.Facts, done_s: float) -> Mended:
     """Waits until what the fault concerns is as it was."""
+    unmended_s = done_s
     while True:
         asked_s = time.monotonic()
         try:
@@ -146,14 +162,15 @@ def _mended(number: int, fault: Fault, site: RunningSite, wanted: oracle.Facts, 
         except LabError as error:  # charon is not there yet
             left, found = {str(error): (1, 0)}, wanted
         if not left:
-            return Mended(number, fault, site.name, (asked_s - began_s) * 1000)
-        if time.monotonic() - began_s > patience(NEVER_S):
+            return Mended(number, fault, site.name, (unmended_s - done_s) * 1000)
+        unmended_s = asked_s
+        if time.monotonic() - done_s > patience(NEVER_S):
             words = "\n".join([*(f"- {fact}" for fact in wanted - found), *(f"+ {fact}" for fact in found - wanted)])
             pytest.fail(f"{number}: {fault} at {site.name} is never mended: {left}\n{words}")
         time.sleep(INTERVAL_S)
 
 
-def _wait_calm(lab: Lab, before: dict[str, dict[faults.Reader, oracle.Facts]]) -> float:
+def _wait_calm(lab: Lab, before: Held) -> float:
     """Until all sites are well, by their own word and by the oracle's. How long it took, in seconds."""
     began_s = time.monotonic()
     watch.wait_all_up(lab, NEVER_S)

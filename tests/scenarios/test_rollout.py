@@ -6,8 +6,10 @@ network only in that each ends with one document in force everywhere.
 
 from __future__ import annotations
 
+import signal
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -24,7 +26,7 @@ from tests.lab.newcomer import make_new, new_token, token_to_ping_s
 from tests.lab.pace import patience
 from tests.lab.provision import apply, network_yaml, provision
 from tests.lab.topology import NETWORK
-from tests.scenarios.publishing import NOBODY
+from tests.scenarios.publishing import NOBODY, given_up
 
 CANARY, LAST = "hospital-1", "van-1"
 HUBS = ("centre", "cloud")
@@ -101,8 +103,7 @@ def test_the_first_bad_report_halts_it_and_a_rollback_takes_it_back(lab: Lab) ->
         flow.wait_flowing(5)
         apply_in_waves(lab, described(4, hubs=hubs))
         watch.wait_for(lab, CANARY, "it tries it", _has(before[CANARY] + 1), TAKE_S)
-        reverted = watch.wait_for(lab, CANARY, "it goes back", _has(before[CANARY]), REVERT_S)
-        assert "DocumentReverted" in {condition.type for condition in reverted.conditions}
+        watch.wait_for(lab, CANARY, "it goes back", given_up(before[CANARY]), REVERT_S)
         wait_until("the rollout halts", lambda: rollout(lab)["phase"] == "halted", 5, 0.2)
         assert flow.stop().lost == 0
     state = rollout(lab)
@@ -124,13 +125,15 @@ def test_an_operator_pauses_it_goes_on_and_ends_it(lab: Lab) -> None:
     before = versions(lab)
     apply_in_waves(lab, described(5))
     watch.wait_for(lab, CANARY, "the first wave is out", _has(before[CANARY] + 1), TAKE_S)
-    assert "rollout: paused" in control(lab, "rollout", "pause").stdout
+    with unconfirmed(lab, CANARY):
+        assert "rollout: paused" in control(lab, "rollout", "pause").stdout
     watch.wait_for(lab, CANARY, "it confirms all the same", _confirmed(before[CANARY] + 1), TAKE_S)
     time.sleep(patience(5))
     assert versions(lab) == {**before, CANARY: before[CANARY] + 1}, "nothing more goes out"
     control(lab, "rollout", "resume")
     watch.wait_for(lab, "centre", "the next wave goes out", _has(before["centre"] + 1), TAKE_S)
-    assert "rollout: aborted" in control(lab, "rollout", "abort").stdout
+    with unconfirmed(lab, "centre"):
+        assert "rollout: aborted" in control(lab, "rollout", "abort").stdout
     time.sleep(patience(5))
     now = versions(lab)
     assert (now["cloud"], now[LAST]) == (before["cloud"], before[LAST]), "sites keep what they have"
@@ -143,7 +146,11 @@ def test_an_operator_pauses_it_goes_on_and_ends_it(lab: Lab) -> None:
 
 
 def test_a_hub_is_emptied_and_filled_again_without_a_loss(lab: Lab) -> None:
-    with lab.flow("hospital-1-host", "centre-shared", twin="cloud-shared", rate=200) as flow:
+    with (
+        lab.flow("hospital-1-host", "cloud-server", rate=200, port=7001) as steady,
+        lab.flow("hospital-1-host", "centre-shared", twin="cloud-shared", rate=200) as flow,
+    ):
+        steady.wait_flowing(5)
         flow.wait_flowing(5)
         assert "centre: its branches are to leave it" in control(lab, "drain", "centre").stdout
         for site in (CANARY, LAST):
@@ -156,8 +163,10 @@ def test_a_hub_is_emptied_and_filled_again_without_a_loss(lab: Lab) -> None:
             watch.wait_for(lab, site, "it is back", watch.carried("centre+cloud", peer="centre"), MOVE_S)
         time.sleep(patience(1))
     assert flow.result.up.lost == 0, flow.result.up
-    # The server that was left goes on sending, to nobody: what counts is that the host hears one of the two.
-    assert flow.result.down.longest_gap_ms < patience(LONGEST_GAP_MS), flow.result.down
+    # The server that was left goes on sending, to nobody: what counts is that the host hears one of the two. A machine
+    # that stands still does so for the flow that nobody moves as well.
+    stood_still_ms = steady.result.down.longest_gap_ms
+    assert flow.result.down.longest_gap_ms < patience(LONGEST_GAP_MS) + stood_still_ms, (flow.result, steady.result)
 
 
 def test_a_stolen_van_is_cut_off_everywhere_and_a_new_box_gets_its_place(lab: Lab) -> None:
@@ -194,20 +203,33 @@ def versions(lab: Lab) -> dict[str, int]:
     return {site: version for site, version in found.items() if version is not None}
 
 
+@contextmanager
+def unconfirmed(lab: Lab, site: str) -> Iterator[None]:
+    """The site's agent stands still meanwhile, so that it confirms nothing while an operator types: it takes three
+    seconds for that, and a command on a busy machine may take as long."""
+    agent = lab.site(site).agent
+    lab.container.signal(agent.pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        lab.container.signal(agent.pid, signal.SIGCONT)
+
+
 def followed(lab: Lab, before: dict[str, int], sites: Sequence[str], limit_s: float) -> list[tuple[str, str]]:
-    """("took" or "confirmed", site) in the order in which it was seen, until all have confirmed."""
+    """("took" or "confirmed", site) in the order in which it was seen, until all have confirmed. `sites` are in the
+    order of their waves: who is asked after another one says no less than what the other followed upon, so each look
+    asks the last one first."""
     story: list[tuple[str, str]] = []
     deadline = time.monotonic() + patience(limit_s)
     while len(story) < 2 * len(sites):
         assert time.monotonic() < deadline, story
-        for site in sites:
-            try:
+        look: list[tuple[str, str]] = []
+        with suppress(EdgeError):
+            for site in reversed(sites):
                 report = watch.status(lab, site)
-            except EdgeError:
-                continue
-            if report.document_version == before[site] + 1:
-                seen = [("took", site), *([("confirmed", site)] if report.document_confirmed else [])]
-                story += [event for event in seen if event not in story]
+                if report.document_version == before[site] + 1:
+                    look = [("took", site), *([("confirmed", site)] if report.document_confirmed else []), *look]
+            story += [event for event in look if event not in story]
         time.sleep(0.05)
     return story
 

@@ -34,6 +34,9 @@ BACK_S = 40.0
 RENEWED_S = 30.0
 DIALLED_S = 40.0
 
+# A root is rotated in some thirty steps, and each agent is started anew four times.
+pytestmark = pytest.mark.timeout(400)
+
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
@@ -74,7 +77,7 @@ def test_the_policy_key(lab: Lab) -> None:
         before = versions(lab)
         control(lab, "apply", "--now", "/run/network.yaml")
         assert versions(lab) == before, "nothing is left to say"
-    assert _conditions(lab) == {}
+    wait_well(lab)
 
 
 def test_an_authority_of_sites_and_the_servers_certificate(lab: Lab) -> None:
@@ -116,7 +119,8 @@ def test_the_root(lab: Lab) -> None:
         _heard_again(lab)
         restart_all(lab)
     redial(lab)
-    assert old not in authorities.trusted(state) and _conditions(lab) == {}
+    assert old not in authorities.trusted(state)
+    wait_well(lab)
     # A new box pins the new one, and meets peers that know no other.
     make_new(lab, LAST)
     assert token_to_ping_s(lab, LAST, new_token(lab, LAST, replace=True), HOST, SERVER) < patience(10)
@@ -137,6 +141,12 @@ def flowing(lab: Lab) -> Iterator[None]:
         assert lost == [0, 0]
 
 
+def wait_well(lab: Lab) -> None:
+    """Until no site has anything to complain of."""
+    for site in SITES:
+        watch.wait_for(lab, site, "nothing is wrong", lambda report: not report.conditions, BACK_S)
+
+
 def restart_all(lab: Lab) -> None:
     """kill -9 of every agent: each loads the document that it has stored, if that verifies."""
     before = versions(lab)
@@ -147,7 +157,8 @@ def restart_all(lab: Lab) -> None:
         watch.wait_for(lab, site, "it has its document still", _has(before[site]), START_S)
     watch.wait_all_up(lab, START_S)
     for site in SITES:
-        assert command(lab, site, "verify").status == 0
+        # Who has just started may be renewing its certificate, which charon is then given.
+        wait_until(f"verify finds nothing at {site}", partial(_is_verified, lab, site), START_S, 0.5)
 
 
 def redial(lab: Lab) -> None:
@@ -165,6 +176,10 @@ def redial(lab: Lab) -> None:
 def _ike_sas(lab: Lab, site: str) -> set[str]:
     lines = _swanctl(lab, site, "--list-sas").splitlines()
     return {line.partition("#")[2].partition(",")[0] for line in lines if line.startswith("cpe-")}
+
+
+def _is_verified(lab: Lab, site: str) -> bool:
+    return command(lab, site, "verify").status == 0
 
 
 def _none_of(lab: Lab, site: str, old: set[str]) -> bool:
@@ -211,7 +226,3 @@ def _has(version: int) -> watch.Predicate:
 
 def _types(report: Status) -> set[str]:
     return {condition.type for condition in report.conditions}
-
-
-def _conditions(lab: Lab) -> dict[str, set[str]]:
-    return {site: found for site in SITES if (found := _types(watch.status(lab, site)))}

@@ -16,8 +16,9 @@ from typing import NamedTuple
 from cpe_agent.core.silence import SILENT_S
 from cpe_agent.model.condition import Severity, Status
 from tests.lab import watch
+from tests.lab.container import wait_until
 from tests.lab.lab import Lab
-from tests.scenarios.test_failover import CLIENT, SITE, undisturbed, wait_flows_again
+from tests.scenarios.test_failover import CLIENT, MOVE_S, SITE, undisturbed, wait_flows_again
 
 HUB, BUNDLE = "centre", "centre"
 PATH = "wired.centre.wan"
@@ -41,14 +42,16 @@ def test_that_a_tunnel_that_swallows_everything_is_made_anew(lab: Lab) -> None:
     ):
         flow.wait_flowing(5)
         doomed, moves = _child(lab), _moves(watch.status(lab, SITE))
+        since = time.monotonic()
         with _swallowed(lab, doomed):
-            since = time.monotonic()
             report = watch.wait_for(lab, SITE, "it is made anew", _silent, SILENT_S + LOOKS_S)
             assert time.monotonic() - since >= SILENT_S, "a server that restarts is given its time"
             told = next(c for c in report.conditions if c.type == "BundleSilent")
             assert told.subject == BUNDLE and PATH in told.reason and "made anew (1 times)" in told.reason
             # Its SPIs are new, so nothing swallows it.
             wait_flows_again(flow)
+        # The one that was doomed is ended once its successor carries.
+        wait_until("there is one again", lambda: len(_children(lab)) == 1, MOVE_S)
         found = _child(lab)
         assert found.unique_id != doomed.unique_id and {found.spi_in, found.spi_out}.isdisjoint(doomed[1:])
         report = watch.wait_for(lab, SITE, "it is heard again", _helped, LOOKS_S)
@@ -83,15 +86,18 @@ table inet swallower {{
 
 def _child(lab: Lab) -> Child:
     """The one that carries the bundle."""
+    (found,) = _children(lab)
+    return found
+
+
+def _children(lab: Lab) -> list[Child]:
     listed = lab.run(SITE, "swanctl", "--list-sas", "--uri", f"unix://{lab.site(SITE).vici_socket}").stdout
     found = re.findall(
         rf"^  traffic-{BUNDLE}: #(\d+),[^\n]*INSTALLED.*?^ +in +([0-9a-f]{{8}}),.*?^ +out +([0-9a-f]{{8}}),",
         listed,
         re.MULTILINE | re.DOTALL,
     )
-    assert len(found) == 1, listed
-    ((number, spi_in, spi_out),) = found
-    return Child(int(number), spi_in, spi_out)
+    return [Child(int(number), spi_in, spi_out) for number, spi_in, spi_out in found]
 
 
 def _silent(report: Status) -> bool:

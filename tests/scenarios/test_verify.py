@@ -65,9 +65,9 @@ class Observed:
         return self.site.run(sys.executable, "-m", "cpe_agent", *argv, "--config", config, check=False)
 
     def settle(self) -> None:
-        """Let the agent mend everything, then stop it."""
+        """Let the agent mend everything, then stop it: nothing may be on its way that somebody would have to end."""
         self.site.agent.start()
-        watch.wait_for(self.lab, SITE, "is up", watch.all_up, UP_S)
+        wait_whole(self.lab)
         watch.wait_for(self.lab, SITE, "its document is confirmed", watch.confirmed, UP_S)
         wait_until(f"{SITE} is in sync", lambda: not self.differences(), UP_S, 0.1)
         self.site.agent.stop()
