@@ -1,4 +1,4 @@
-"""Does charon come to hold the wanted tunnels, from whatever it holds, without a gap and without being hurried?"""
+"""Which operations does a look at charon lead to, in which order, and how often are they tried?"""
 
 from __future__ import annotations
 
@@ -6,25 +6,20 @@ import itertools
 
 import msgspec
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from cpe_agent.core.carried import carrying
-from cpe_agent.core.compile import Site, compile_dataplane, with_active
+from cpe_agent.core.compile import Site, compile_dataplane
 from cpe_agent.core.tunnels import (
-    LATE_S,
     RETRY_FIRST_S,
     RETRY_MAX_S,
     UNANSWERED_S,
     Attempt,
     Attempts,
-    Step,
     altered,
     head_start,
     step,
 )
-from cpe_agent.model.dataplane import PROBE_CHILD, Backend, Child, Connection, Path, Tunnels, stem_of
-from cpe_agent.model.observed import Charon, ChildSa, IkeSa, LoadedChild
+from cpe_agent.model.dataplane import PROBE_CHILD, Backend, Child, Path, Tunnels
+from cpe_agent.model.observed import Charon, ChildSa, IkeSa
 from cpe_agent.model.ops import (
     Initiate,
     LoadConnection,
@@ -34,39 +29,21 @@ from cpe_agent.model.ops import (
     TunnelOp,
     UnloadConnection,
 )
-from tests.core.documents import BRANCH, HUB_LINKS, LINKS, branch, hub
-
-PLAN = compile_dataplane(branch(), LINKS, BRANCH)[0]
-CONNECTIONS = {connection.stem: connection for connection in PLAN.tunnels.connections}
-WIRED = CONNECTIONS["wired.centre.a"]
-LTE = CONNECTIONS["lte.centre.a"]
-ON_WIRED, ON_LTE = (Path(uplink, "centre", "a") for uplink in ("wired", "lte"))
-CENTRE, SHARED = "traffic-centre", "traffic-centre+cloud"
-
-
-def sa_of(
-    connection: Connection, unique_id: int, *children: str, state: str = "ESTABLISHED", busy: bool = False
-) -> IkeSa:
-    """An IKE_SA that holds these children of its connection; the n-th has unique id 100 x the IKE_SA's + n."""
-    configs = {child.name: child for child in connection.children}
-    held = [installed(configs[name], 100 * unique_id + n) for n, name in enumerate(children)]
-    return IkeSa(connection.name, unique_id, state, True, busy=busy, children=tuple(held))
-
-
-def installed(config: Child, unique_id: int) -> ChildSa:
-    return ChildSa(config.name, unique_id, "INSTALLED", config.local_ts, config.remote_ts)
-
-
-def young(sa: IkeSa) -> IkeSa:
-    return msgspec.structs.replace(sa, children=tuple(msgspec.structs.replace(c, young=True) for c in sa.children))
-
-
-def loaded(*sas: IkeSa, connections: tuple[Connection, ...] = (WIRED, LTE)) -> Charon:
-    names = {
-        c.name: tuple(LoadedChild(child.name, child.local_ts, child.remote_ts) for child in c.children)
-        for c in connections
-    }
-    return Charon(names, sas, True)
+from tests.core.charons import (
+    CENTRE,
+    CONNECTIONS,
+    GOOD_LTE,
+    GOOD_WIRED,
+    LTE,
+    ON_LTE,
+    ON_WIRED,
+    WIRED,
+    installed,
+    loaded,
+    sa_of,
+    with_other_settings,
+)
+from tests.core.documents import HUB_LINKS, hub
 
 
 def ops(wanted: Tunnels, observed: Charon) -> list[TunnelOp]:
@@ -85,13 +62,7 @@ def barred(*names: str) -> Tunnels:
     return msgspec.structs.replace(wanted_on(None), barred=frozenset(names))
 
 
-def with_other_settings(connection: Connection) -> Connection:
-    return msgspec.structs.replace(connection, ike=msgspec.structs.replace(connection.ike, reauth_s=1))
-
-
 OLD_WIRED = with_other_settings(WIRED)
-GOOD_WIRED = sa_of(WIRED, 1, PROBE_CHILD, CENTRE)
-GOOD_LTE = sa_of(LTE, 2, PROBE_CHILD)
 
 
 @pytest.mark.parametrize(
@@ -187,55 +158,6 @@ def test_that_a_head_start_is_counted_and_not_made_again_in_a_hurry() -> None:
     assert head_start(wanted_on(ON_LTE), known, first.attempts, 0.01).ops == ()
 
 
-def test_what_was_left_for_another_hub_waits_for_late_answers() -> None:
-    left, cloud = sa_of(WIRED, 1, PROBE_CHILD, SHARED), CONNECTIONS["wired.cloud.a"]
-    there = sa_of(cloud, 2, PROBE_CHILD, SHARED)
-    there_on = Path("wired", "cloud", "a")
-    wanted = Tunnels((WIRED, cloud), {there_on: frozenset({SHARED})})
-
-    def look(sas: tuple[IkeSa, ...], wanted: Tunnels = wanted) -> Step:
-        return step(wanted, loaded(*sas, connections=(WIRED, cloud)), {}, 5.0)
-
-    kept = look((left, young(there)))
-    assert kept.ops == () and kept.wake_at == 5.0 + LATE_S
-    # Once the new one has been there for a while, or where nothing can or should come any more.
-    ended = Step((TerminateChild(101),), {}, None)
-    assert look((left, there)) == ended
-    assert look((left, young(there)), msgspec.structs.replace(wanted, fallen=frozenset({ON_WIRED}))) == ended
-    barring = msgspec.structs.replace(wanted, active={}, barred=frozenset({SHARED}))
-    assert look((left, young(there)), barring).ops == (TerminateChild(101), TerminateChild(201))
-    dead = msgspec.structs.replace(wanted, dead=frozenset({1}))
-    assert look((left, young(there)), dead).ops == (TerminateIke(1, force=True),)
-    # The hub that it went to dies before that: what was kept carries at once, if nothing newer is in its way.
-    died = msgspec.structs.replace(wanted, active={ON_WIRED: frozenset({SHARED})}, fallen=frozenset({there_on}))
-    assert look((left, young(there)), died).ops == (TerminateIke(2, force=True),)
-
-
-def test_a_bundle_that_goes_back_before_that_has_the_newest_child_there_first() -> None:
-    """charon sends by the other hub's until then: ended now, it would take packets with it."""
-    kept, cloud = sa_of(WIRED, 1, PROBE_CHILD, SHARED), CONNECTIONS["wired.cloud.a"]
-    newer = young(sa_of(cloud, 2, PROBE_CHILD, SHARED))
-    wanted = Tunnels((WIRED, cloud), {ON_WIRED: frozenset({SHARED})})
-
-    def look(*sas: IkeSa) -> tuple[TunnelOp, ...]:
-        return step(wanted, loaded(*sas, connections=(WIRED, cloud)), {}, 5.0).ops
-
-    assert look(kept, newer) == (TerminateChild(101),)
-    assert look(sa_of(WIRED, 1, PROBE_CHILD), newer) == (Initiate(WIRED.name, SHARED),)
-    anew = young(sa_of(WIRED, 3, PROBE_CHILD, SHARED))
-    assert look(anew, newer) == (), "and answers may be late again"
-    assert look(sa_of(WIRED, 3, PROBE_CHILD, SHARED), newer) == (TerminateChild(201),)
-    # One that is being deleted with its IKE_SA is nothing to stay with.
-    going = msgspec.structs.replace(newer, state="DELETING")
-    assert look(kept, going) == (Initiate(cloud.name, PROBE_CHILD),)
-
-
-def test_what_was_left_for_another_path_of_the_same_hub_does_not_wait() -> None:
-    """The hub answers by the newest, whichever way it was asked."""
-    there = young(sa_of(LTE, 2, PROBE_CHILD, CENTRE))
-    assert ops(wanted_on(ON_LTE), loaded(GOOD_WIRED, there)) == [TerminateChild(101)]
-
-
 def test_a_path_that_goes_keeps_its_traffic_until_it_is_elsewhere() -> None:
     wanted = Tunnels((LTE,), {ON_LTE: frozenset({CENTRE})})
     assert ops(wanted, loaded(GOOD_WIRED, GOOD_LTE, connections=(LTE,))) == [Initiate(LTE.name, CENTRE)]
@@ -328,159 +250,3 @@ def test_the_answering_side_only_ends_what_goes_too_far() -> None:
             sa = IkeSa(name, 1, "ESTABLISHED", False, children=children)
             assert ops(wanted, loaded(sa, connections=(answering,))) == [TerminateChild(52), TerminateChild(53)]
         assert ops(wanted, loaded(connections=(answering,))) == [], "it never dials"
-
-
-def test_carrying_is_where_the_newest_child_is() -> None:
-    observed = loaded(sa_of(WIRED, 1, PROBE_CHILD, CENTRE), sa_of(LTE, 2, CENTRE))
-    assert carrying(PLAN.bundles, observed) == {"centre": ON_LTE}
-    assert carrying(PLAN.bundles, loaded(GOOD_LTE)) == {}
-
-
-class SimulatedCharon:
-    """Initiations take a round trip (a `turn`), some of the first fail; what charon refuses or mistakes is an error."""
-
-    def __init__(self, wanted: Tunnels, sas: list[IkeSa], failures: int) -> None:
-        self.wanted = wanted
-        self.connections: dict[str, Connection] = {}
-        self.credentials = False
-        self.sas = {sa.unique_id: sa for sa in sas}
-        self.failures = failures
-        self.pending: dict[int, str] = {}
-        self.next_id = 10_000  # above all that are there
-
-    def read(self) -> Charon:
-        return msgspec.structs.replace(
-            loaded(*self.sas.values(), connections=tuple(self.connections.values())),
-            credentials_loaded=self.credentials,
-        )
-
-    def new_id(self) -> int:
-        self.next_id += 1
-        return self.next_id
-
-    def apply(self, op: TunnelOp) -> None:
-        match op:
-            case LoadCredentials():
-                self.credentials = True
-            case LoadConnection(connection):
-                self.connections[connection.name] = connection
-            case UnloadConnection(name):
-                del self.connections[name]
-            case Initiate(connection=name, child=child):
-                self.initiate(name, child)
-            case TerminateChild(unique_id):
-                self.end_child(unique_id)
-            case TerminateIke(unique_id):
-                del self.sas[unique_id]
-                self.pending.pop(unique_id, None)
-
-    def initiate(self, name: str, child: str) -> None:
-        assert self.credentials and child in {c.name for c in self.connections[name].children}
-        same = [sa for sa in self.sas.values() if sa.connection == name]
-        assert not any(sa.unique_id in self.wanted.dead for sa in same), "it would start in the dead IKE_SA"
-        live = [sa for sa in same if sa.established]
-        if live:
-            newest = max(live, key=lambda sa: sa.unique_id)
-            assert not newest.busy, "two in flight on one path"
-            sa = msgspec.structs.replace(newest, busy=True)
-        else:
-            assert not same, "two in flight on one path"
-            sa = IkeSa(name, self.new_id(), "CONNECTING", True)
-        self.sas[sa.unique_id], self.pending[sa.unique_id] = sa, child
-
-    def end_child(self, unique_id: int) -> None:
-        for sa in self.sas.values():
-            if any(child.unique_id == unique_id for child in sa.children):
-                left = tuple(child for child in sa.children if child.unique_id != unique_id)
-                self.sas[sa.unique_id] = msgspec.structs.replace(sa, children=left)
-
-    def turn(self) -> None:
-        """What is in flight arrives, or fails."""
-        for unique_id, sa in list(self.sas.items()):
-            child = self.pending.pop(unique_id, None)
-            if child is None and sa.established and not sa.busy:
-                continue
-            if child is None or self.failures > 0:
-                # Not ours, or unlucky: charon gives up.
-                self.failures -= child is not None
-                if sa.established:
-                    self.sas[unique_id] = msgspec.structs.replace(sa, busy=False)
-                else:
-                    del self.sas[unique_id]
-                continue
-            config = next(c for c in self.connections[sa.connection].children if c.name == child)
-            children = (*sa.children, installed(config, self.new_id()))
-            self.sas[unique_id] = msgspec.structs.replace(sa, state="ESTABLISHED", busy=False, children=children)
-
-    def carried(self) -> set[str]:
-        """Traffic that is not in a hole: its child is on an IKE_SA that is not dead."""
-        return {
-            child.name
-            for sa in self.sas.values()
-            if sa.unique_id not in self.wanted.dead and stem_of(sa.connection) in CONNECTIONS
-            for child in sa.children
-            if child.name != PROBE_CHILD
-        }
-
-
-@st.composite
-def histories(draw: st.DrawFn) -> tuple[Tunnels, list[IkeSa]]:
-    """A wanted state and an unrelated one that charon is in."""
-    sas: list[IkeSa] = []
-    for connection in CONNECTIONS.values():
-        for _ in range(draw(st.integers(0, 2))):
-            made_with = draw(st.sampled_from([connection, connection, with_other_settings(connection)]))
-            names = draw(st.lists(st.sampled_from([child.name for child in connection.children]), max_size=4))
-            state = draw(st.sampled_from(["ESTABLISHED", "ESTABLISHED", "CONNECTING"]))
-            held = names if state == "ESTABLISHED" else []
-            sas.append(sa_of(made_with, len(sas) + 1, *held, state=state, busy=draw(st.booleans())))
-    dead = draw(st.frozensets(st.sampled_from([sa.unique_id for sa in sas]))) if sas else frozenset()
-    active = {
-        bundle.name: draw(st.sampled_from([None, *(path for path in bundle.paths if str(path) in CONNECTIONS)]))
-        for bundle in PLAN.bundles
-    }
-    return with_active(PLAN.tunnels, PLAN.bundles, active, dead), sas
-
-
-@settings(max_examples=120, deadline=None)
-@given(histories(), st.integers(0, 4))
-def test_from_any_state_to_the_wanted_one_without_a_gap(start: tuple[Tunnels, list[IkeSa]], failures: int) -> None:
-    wanted, sas = start
-    charon = SimulatedCharon(wanted, sas, failures)
-    placed = {name for names in wanted.active.values() for name in names}
-    attempts: dict[tuple[str, str], Attempt] = {}
-    now, found = 0.0, Step((), {}, None)
-    for _ in range(80):
-        found = step(wanted, charon.read(), attempts, now)
-        attempts = found.attempts
-        assert found.wake_at is None or found.wake_at > now
-        dialled = [stem_of(op.connection) for op in found.ops if isinstance(op, Initiate)]
-        assert len(dialled) == len(set(dialled))
-        carried = charon.carried() & placed
-        for op in found.ops:
-            charon.apply(op)
-            assert carried <= charon.carried(), f"{op} leaves traffic without a child"
-        charon.turn()
-        if not found.ops and found.wake_at is None and not charon.pending:
-            break
-        now = max(now + 0.1, found.wake_at or 0.0)
-    assert found.ops == (), "it never comes to rest"
-    observed = charon.read()
-    assert altered(wanted, observed) == ()
-    where = carrying(PLAN.bundles, observed)
-    assert all(
-        where[bundle.name] == path
-        for path, names in wanted.active.items()
-        for bundle in PLAN.bundles
-        if bundle.child in names
-    )
-    for connection in wanted.connections:
-        assert connection.path is not None
-        (sa,) = [sa for sa in observed.ike_sas if stem_of(sa.connection) == connection.stem]
-        assert sa.connection == connection.name and sa.unique_id not in wanted.dead
-        here = sorted(child.name for child in sa.children)
-        belonging = {PROBE_CHILD, *wanted.active.get(connection.path, frozenset())}
-        assert len(here) == len(set(here)) or set(here) - belonging - placed, here
-        assert belonging <= set(here)
-        # Else only what belongs nowhere yet.
-        assert not (set(here) - belonging) & placed
