@@ -34,12 +34,13 @@ class Target(msgspec.Struct, frozen=True, order=True):
 
 
 class Search(msgspec.Struct, frozen=True):
-    """Indices into LADDER: the best that is known to pass (NOTHING: none), the best known to fail (-1: none); and how
-    often the present one was tried in vain."""
+    """Indices into LADDER: the best that is known to pass (NOTHING: none), the best known to fail (-1: none); how often
+    the present one was tried in vain; and whether our own kernel would not send the last."""
 
     passes: int = NOTHING
     fails: int = -1
     tries: int = 0
+    refused: bool = False
 
 
 def next_size(search: Search) -> int | None:
@@ -60,8 +61,8 @@ def missed(search: Search, refused: bool = False) -> Search:
     if index is None:
         return search
     if search.tries + 1 < TRIES and not refused:
-        return msgspec.structs.replace(search, tries=search.tries + 1)
-    return Search(search.passes, index)
+        return msgspec.structs.replace(search, tries=search.tries + 1, refused=False)
+    return Search(search.passes, index, refused=refused)
 
 
 def result(search: Search) -> int | None:

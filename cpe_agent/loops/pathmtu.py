@@ -7,7 +7,9 @@
 | stands by            | when it is between other addresses, and every `STANDBY_AGAIN_S`: on a metered uplink the    |
 |                      | searches would cost more than its probes                                                    |
 
-One that does not answer holds up no other. What was measured stays until it is measured anew.
+One that does not answer holds up no other. What was measured stays until it is measured anew. While our own kernel
+sends not even the smallest (a path may be up before its address, its route or its rules are there) nothing is judged:
+it would be taken for a path that carries little or nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from typing import NamedTuple
 import trio
 
 from cpe_agent.core import pathmtu
-from cpe_agent.core.pathmtu import Search, Target
+from cpe_agent.core.pathmtu import LADDER, Search, Target
 from cpe_agent.log import get_logger
 from cpe_agent.loops.bell import Bell, ring_on_change
 from cpe_agent.loops.cells import Cells
@@ -33,6 +35,8 @@ AGAIN_S = 900.0
 STANDBY_AGAIN_S = 86400.0
 # After a search in which nothing came back.
 RETRY_S = 30.0
+# After our own kernel would not send.
+UNSENT_S = 1.0
 # After each try; an answer to an earlier one of the same size still counts, so that half a second and three tries make
 # one and a half for a slow modem, and a size that is silently dropped costs no more than that.
 PATIENCE_S = 0.5
@@ -51,11 +55,13 @@ class Found(NamedTuple):
 
 
 class Known(NamedTuple):
-    """What a target was last measured in, and when that ended (None: it goes on). `failed`: nothing came back."""
+    """What a target was last measured in, and when that ended (None: it goes on). `failed`: nothing came back.
+    `unsent`: our own kernel would not send."""
 
     found: Found
     measured_at: float | None = None
     failed: bool = False
+    unsent: bool = False
 
     def due_at(self, now: Found) -> float:
         """When to measure again, seeing what is there now."""
@@ -63,6 +69,8 @@ class Known(NamedTuple):
             return -math.inf
         if self.measured_at is None:
             return math.inf
+        if self.unsent:
+            return self.measured_at + UNSENT_S
         if now.carries:
             return self.measured_at + (RETRY_S if self.failed else AGAIN_S)
         return self.measured_at + (AGAIN_S if self.failed else STANDBY_AGAIN_S)
@@ -118,10 +126,17 @@ class PathMtus:
 
     async def _measure(self, target: Target, within: Found) -> None:
         async with self._limit:
-            search = Search()
+            search, unsent = Search(), False
             while (size := pathmtu.next_size(search)) is not None and self._is_current(target, within):
                 search = await self._try(target, size, search)
+                # A size that our own kernel refuses is judged by whether it takes the smallest.
+                if unsent := search.refused and not self._send(target, LADDER[-1]):
+                    break
         if not self._is_current(target, within):
+            return
+        if unsent:
+            self._known[target] = Known(within, trio.current_time(), unsent=True)
+            self._bell.ring("unsent")
             return
         found = pathmtu.result(search)
         self._known[target] = Known(within, trio.current_time(), found is None)
@@ -141,10 +156,9 @@ class PathMtus:
         asked: list[tuple[str, str, int]] = []
         try:
             while pathmtu.next_size(search) == size:
-                self._sequence += 1
-                asked.append((target.source, target.address, self._sequence))
+                asked.append((target.source, target.address, self._sequence + 1))
                 self._waiting[asked[-1]] = came
-                if not self._port.send(target.source, target.address, self._sequence, size):
+                if not self._send(target, size):
                     return pathmtu.missed(search, refused=True)
                 with trio.move_on_after(PATIENCE_S):
                     await came.wait()
@@ -153,6 +167,10 @@ class PathMtus:
         finally:
             for key in asked:
                 del self._waiting[key]
+
+    def _send(self, target: Target, size: int) -> bool:
+        self._sequence += 1
+        return self._port.send(target.source, target.address, self._sequence, size)
 
     async def _receive(self) -> None:
         while True:

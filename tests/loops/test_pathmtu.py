@@ -17,6 +17,7 @@ from cpe_agent.loops.pathmtu import (
     PATIENCE_S,
     RETRY_S,
     STANDBY_AGAIN_S,
+    UNSENT_S,
     Found,
     PathMtus,
     probe_children,
@@ -115,6 +116,20 @@ async def test_that_what_our_own_kernel_refuses_costs_no_time(world: World, auto
     world.up(WIRED, 1)
     await trio.sleep(1)
     assert world.found == {WIRED: 1400}
+
+
+@pytest.mark.parametrize("blocked_s", [0.3, 7.0])
+async def test_that_a_path_that_is_up_before_it_can_be_sent_by_is_measured_when_it_can(
+    world: World, autojump_clock: MockClock, blocked_s: float
+) -> None:
+    """Its address, its route and its rules come a moment later; on a busy router, some moments."""
+    world.prober.mtu = 0
+    world.up(WIRED, 1)
+    await trio.sleep(blocked_s)
+    assert world.found == {}
+    world.prober.mtu = 1500
+    await trio.sleep(UNSENT_S + 1)
+    assert world.found == {WIRED: LADDER[0]}
 
 
 async def test_that_an_answer_later_than_the_next_try_still_counts(world: World, autojump_clock: MockClock) -> None:

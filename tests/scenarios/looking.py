@@ -17,7 +17,7 @@ BEST = {
 }
 # What was left by a move to another hub goes after some two seconds, when nothing is in the way; by then a path is
 # measured too, and the router's own packets follow the paths.
-REST_S = 20.0
+REST_S = 45.0
 _TO_TUNNELS, _OWN_WAY = "15500", "15502"  # tables of the agent's
 CENTRE_PAGE, CLOUD_PAGE, SHARED_PAGE = "http://10.10.0.10/", "http://10.20.0.10/", "http://10.50.0.10/"
 
