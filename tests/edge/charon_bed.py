@@ -11,7 +11,6 @@ from __future__ import annotations
 import datetime
 import os
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -27,6 +26,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
 from cpe_agent.edge.ipsec import resolve, strongswan_conf
+from tests.lab.container import listens
 from tests.lab.pace import BACKEND, patience
 
 CHARON = "/usr/sbin/charon-systemd"
@@ -136,7 +136,7 @@ class Host:
         net = f"--net=/proc/{self.pid}/ns/net"
         self._charon = _spawn("nsenter", net, CHARON, env=environment, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + patience(START_S)
-        while not _listens(self.vici):
+        while not listens(self.vici):
             if self._charon.poll() is not None or time.monotonic() > deadline:
                 raise AssertionError(f"charon did not start: {self.log.read_text() if self.log.exists() else ''}")
             time.sleep(0.01)
@@ -188,16 +188,6 @@ def bed() -> Iterator[Bed]:
         for host in hosts:
             host.close()
         shutil.rmtree(directory, ignore_errors=True)
-
-
-def _listens(path: Path) -> bool:
-    """charon makes its socket before it listens on it."""
-    with socket.socket(socket.AF_UNIX) as asking:
-        try:
-            asking.connect(str(path))
-        except (FileNotFoundError, ConnectionRefusedError):
-            return False
-    return True
 
 
 def _wire(hub: Host, branch: Host) -> None:
